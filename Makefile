@@ -1,0 +1,74 @@
+# Every command a contributor needs; each is one or two lines. Everything happens in .venv.
+
+PYTHON ?= python3
+# ON in continuous integration: compiler warnings are errors.
+WERROR ?= OFF
+# Options for the benchmarks, for example BENCH="--scratch /mnt/nvme".
+BENCH ?=
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SERVER := runtime/sglang/requirements-cpu.txt
+
+# Prints what pyproject.toml asks for, without building the project to find out.
+REQUIREMENTS := import tomllib; \
+	p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]["optional-dependencies"]; \
+	print(*p["build-system"]["requires"], *p["project"]["dependencies"], *x["check"], *x["test"], sep="\n")
+
+.PHONY: help setup build view check format test demo bench wheel clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+setup: .venv/.complete  ## The environment .venv: torch, sglang for CPU, build, check and test tools
+
+# The order matters: sglang's own requirements name GPU packages, so it comes last and without them. Where pip would
+# fetch the CUDA build of torch, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves some gigabytes.
+.venv/.complete: $(SERVER) pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -qq --upgrade pip
+	$(PIP) install -qq torch==2.13.0
+	$(PIP) install -qq -r $(SERVER)
+	$(PIP) install -qq --no-deps sglang==0.5.18
+	$(BIN)/python -c '$(REQUIREMENTS)' > .venv/requirements.txt
+	$(PIP) install -qq "cmake>=3.25" ninja -r .venv/requirements.txt
+	touch $@
+
+build: setup  ## Compile lsg._core and install the project in place (edits to Python files need no rebuild)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -qq --no-build-isolation --no-deps \
+		--config-settings=cmake.define.LSG_WERROR=$(WERROR) -e .
+
+view:  ## build/view/lsg: the package as it looks when installed, for mypy and editors
+	rm -rf build/view && mkdir -p build/view/lsg
+	ln -s $(CURDIR)/csrc/lsg/* $(CURDIR)/convert $(CURDIR)/runtime build/view/lsg/
+
+check: build view  ## Lint, format, types, stub and room walls
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict -p lsg
+	MYPYPATH=build/view $(BIN)/python -m mypy.stubtest lsg._core
+	PYTHONPATH=build/view $(BIN)/lint-imports
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: setup  ## Rewrite the sources as `check` wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+test: build  ## The whole test suite; `make test PYTEST_ADDOPTS="-m 'not server'"` for the quick part
+	$(BIN)/pytest
+
+demo: build  ## From a checkpoint to an answer: make one, convert it, serve it, ask it
+	$(BIN)/python tests/demo/demo.py
+
+bench: build  ## Measure this machine and rewrite the README's tables
+	$(BIN)/python benchmarks/convert.py $(BENCH)
+	$(BIN)/python benchmarks/engine.py $(BENCH)
+	$(BIN)/python benchmarks/table.py
+
+wheel: setup  ## dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-build-isolation --no-deps -w dist .
+
+clean:  ## Remove everything that was made, but .venv
+	rm -rf build dist .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

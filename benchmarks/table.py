@@ -1,0 +1,130 @@
+"""Renders the README's tables from benchmarks/results, between `<!-- bench:NAME -->` and `<!-- /bench -->`.
+
+The text between two markers depends on the result files alone, so `--check` can tell whether it is theirs.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+@click.command()
+@click.option(
+    "--check", is_flag=True, help="Change nothing; exit with 1 if a table is not what the results give."
+)
+@click.option(
+    "--readme",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=ROOT / "README.md",
+    show_default="README.md",
+    help="The file with the markers.",
+)
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT / "benchmarks" / "results",
+    show_default="benchmarks/results",
+    help="The directory with the results.",
+)
+def main(check: bool, readme: Path, results: Path) -> None:
+    """Rewrite the tables of README.md."""
+    old = readme.read_text()
+    new, tables = BLOCK.subn(lambda block: _block(block, results), old)
+    if not tables:
+        msg = f"{readme}: no '<!-- bench:NAME -->' … '<!-- /bench -->' to fill in"
+        raise click.ClickException(msg)
+    if new == old:
+        return
+    if check:
+        click.echo(f"{readme}: a table differs from {results}; run benchmarks/table.py", err=True)
+        sys.exit(1)
+    readme.write_text(new)
+
+
+def _block(block: re.Match[str], results: Path) -> str:
+    name = block["name"]
+    if name not in TABLES:
+        msg = f"no table is called {name!r}; there are {', '.join(TABLES)}"
+        raise click.ClickException(msg)
+    files = sorted(results.glob(f"{name}-*.json"))
+    if not files:
+        msg = f"{results}: no {name}-*.json; run benchmarks/{name}.py first"
+        raise click.ClickException(msg)
+    return block[1] + "\n".join(TABLES[name](json.loads(file.read_text())) for file in files) + block[3]
+
+
+def _convert(result: dict[str, Any]) -> str:
+    limits = result["limits_bytes_per_s"]
+    rows = []
+    for name, run in result["runs"].items():
+        written = run["output_bytes"] / run["seconds"]["median"]
+        rows.append(
+            [
+                name,
+                _rate(run["bytes_per_s"]),
+                _percent(run["bytes_per_s"]["median"], limits["page cache read"]["median"]),
+                f"{written / 1e9:.2f}",
+                _percent(written, limits["disk write"]["median"]),
+                f"{run['peak_rss_bytes'] / 2**20:.0f}",
+            ]
+        )
+    rows += [[f"limit: {name}", _rate(rate), "", "", "", ""] for name, rate in limits.items()]
+    head = ["`--experts`", "GB/s read", "of page cache", "GB/s written", "of disk", "peak RSS, MiB"]
+    shape = result["shape"]
+    what = (
+        f"Checkpoint: {result['source_bytes'] / 1e9:.1f} GB BF16, hidden size {shape['hidden']}, "
+        f"intermediate size {shape['intermediate']}, {shape['experts']} experts a layer."
+    )
+    return _section(result["machine"], what, head, rows)
+
+
+def _engine(result: dict[str, Any]) -> str:
+    limit = result["limit_bytes_per_s"]
+    rows = [
+        [
+            f"{run['shape']} ({run['model']})",
+            run["format"],
+            str(run["experts"]),
+            str(run["batch"]),
+            _rate(run["bytes_per_s"], digits=1),
+            _percent(run["bytes_per_s"]["median"], limit["median"]),
+            f"{run['flops']['median'] / 1e9:.0f}",
+        ]
+        for run in result["runs"]
+    ]
+    head = ["shape", "format", "experts", "tokens", "GB/s", "of the limit", "GFLOP/s"]
+    return _section(result["machine"], f"Limit: {_rate(limit, digits=1)} GB/s read from memory.", head, rows)
+
+
+def _section(machine: dict[str, Any], what: str, head: list[str], rows: list[list[str]]) -> str:
+    lines = [
+        f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {machine['threads']} threads, {machine['isa']}, "
+        f"{machine['compiler']}, governor: {machine['governor']}, THP: {machine['transparent_hugepages']}, "
+        f"commit {machine['commit']}. {what} Median (lowest … highest).",
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rate(value: dict[str, float], digits: int = 2) -> str:
+    median, low, high = (f"{value[key] / 1e9:.{digits}f}" for key in ("median", "low", "high"))
+    return f"{median} ({low} … {high})"
+
+
+def _percent(value: float, limit: float) -> str:
+    return f"{100 * value / limit:.0f} %"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"convert": _convert, "engine": _engine}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""A read-only view of a safetensors checkpoint in a local directory.
+
+Invariant: once a Checkpoint exists, every shard is there, whole, and agrees with the index, so that nothing
+is written for a download that is still incomplete. Tensors are read at their offsets (pread, no mapping), so
+memory holds only what was asked for; pickles are never opened.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from lsg import CheckpointError
+from lsg._core import crc32c
+from safetensors import SafetensorError, safe_open
+
+INDEX_NAME: Final = "model.safetensors.index.json"
+SINGLE_NAME: Final = "model.safetensors"
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor's bytes lie: offset counts from the start of the shard, dtype is safetensors' name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the checkpoint and what tells a changed one from the same one."""
+
+    name: str
+    nbytes: int
+    mtime_ns: int
+    header_crc32c: int
+
+
+class Checkpoint:
+    """An opened and validated checkpoint; safe to read from several threads."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open and validate. Raises CheckpointError with the first thing that is wrong."""
+        self.directory = directory
+        self.config: Mapping[str, Any] = _read_json(directory / "config.json")
+        self.shards: list[Shard] = []
+        self.tensors: dict[str, Tensor] = {}
+        self._fds: dict[str, int] = {}
+        weight_map = _weight_map(directory)
+        with ExitStack() as stack:
+            for name in sorted(set(weight_map.values())):
+                self._open_shard(name, stack)
+            self._check_index(weight_map)
+            self._files = stack.pop_all()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def read(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes."""
+        data = np.empty(tensor.nbytes, np.uint8)
+        self.read_into(tensor, 0, data.data)
+        return data
+
+    def read_into(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the tensor's bytes from `start`. Raises CheckpointError if it has shrunk."""
+        fd = self._fds[tensor.shard]
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(fd, [buffer[done:]], tensor.offset + start + done)
+            if count == 0:
+                where = self.directory / tensor.shard
+                msg = f"{where}: ended inside {tensor.name}; the file changed while it was read"
+                raise CheckpointError(msg)
+            done += count
+
+    def _open_shard(self, name: str, stack: ExitStack) -> None:
+        path = self.directory / name
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            msg = f"{path}: missing, but {INDEX_NAME} names it; download the checkpoint again"
+            raise CheckpointError(msg) from None
+        stack.callback(os.close, fd)
+        self._fds[name] = fd
+        stat = os.fstat(fd)
+        try:
+            # The library checks the header against its limits and its offsets against the file's length.
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            msg = (
+                f"{path}: truncated or not a safetensors file ({stat.st_size} bytes; {error}); "
+                "download it again"
+            )
+            raise CheckpointError(msg) from error
+        header_bytes = int.from_bytes(os.pread(fd, 8, 0), "little")
+        header = os.pread(fd, header_bytes, 8)
+        self.shards.append(Shard(name, stat.st_size, stat.st_mtime_ns, crc32c(header)))
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        for tensor_name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            if tensor_name in self.tensors:
+                msg = (
+                    f"{path}: tensor {tensor_name} is also in {self.tensors[tensor_name].shard}; "
+                    "remove the file that does not belong to this checkpoint"
+                )
+                raise CheckpointError(msg)
+            begin, end = entry["data_offsets"]
+            self.tensors[tensor_name] = Tensor(
+                name=tensor_name,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                shard=name,
+                offset=8 + header_bytes + begin,
+                nbytes=end - begin,
+            )
+
+    def _check_index(self, weight_map: Mapping[str, str]) -> None:
+        # A tensor that the index forgot is kept all the same: loaders take whatever the shards hold.
+        for name, shard in weight_map.items():
+            if name and (name not in self.tensors or self.tensors[name].shard != shard):
+                found = f"it is in {self.tensors[name].shard}" if name in self.tensors else "no shard has it"
+                index = self.directory / INDEX_NAME
+                msg = f"{index}: places {name} in {shard}, but {found}; download both again"
+                raise CheckpointError(msg)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        msg = f"{path}: not found; the source must be a Hugging Face model directory"
+        raise CheckpointError(msg) from None
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: not readable as JSON ({error}); download it again"
+        raise CheckpointError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{path}: expected a JSON object, found {type(content).__name__}"
+        raise CheckpointError(msg)
+    return content
+
+
+def _weight_map(directory: Path) -> Mapping[str, str]:
+    """Tensor name -> shard; a checkpoint of one file has no index, hence one nameless entry."""
+    index = directory / INDEX_NAME
+    if index.exists():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            msg = f"{index}: has no weight_map; download it again"
+            raise CheckpointError(msg)
+        for shard in weight_map.values():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                msg = f"{index}: {shard!r} is not a file name"
+                raise CheckpointError(msg)
+        return weight_map
+    if (directory / SINGLE_NAME).exists():
+        return {"": SINGLE_NAME}
+    if any(directory.glob("*.safetensors")):
+        msg = f"{directory}: has safetensors shards but no {INDEX_NAME}; download the checkpoint again"
+        raise CheckpointError(msg)
+    if any(path.suffix in _PICKLE_SUFFIXES for path in directory.iterdir()):
+        msg = (
+            f"{directory}: has only pickled weights, which can run code when loaded and are never opened; "
+            "save the model as safetensors first"
+        )
+        raise CheckpointError(msg)
+    msg = f"{directory}: has no safetensors weights; the source must be a Hugging Face model directory"
+    raise CheckpointError(msg)

@@ -1,0 +1,138 @@
+"""Converts the experts: a thread takes an expert from the checkpoint to its place in the layer file.
+
+Invariant: memory holds at most one expert per thread; what waits in the queue is two numbers.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Final
+
+from lsg import CheckpointError
+from lsg._core import Matrix, crc32c, pack_expert
+from lsg.convert.journal import Journal, SlabDone
+from lsg.convert.schedule import LayerPlan, Plan
+from lsg.convert.sources import Expert, Source
+from lsg.convert.targets import Target
+from lsg.convert.writer import LayerWriter
+
+Slabs = dict[tuple[int, int], SlabDone]
+
+# A crash costs at most the work of this long; a sync this seldom costs nothing measurable.
+COMMIT_SECONDS: Final = 2.0
+# Enough that the threads have work while the main thread waits for the disk.
+_QUEUE: Final = 1024
+
+
+def convert_experts(
+    source: Source,
+    target: Target,
+    plan: Plan,
+    writers: Mapping[int, LayerWriter],
+    journal: Journal,
+    kept: Slabs,
+    threads: int,
+    advance: Callable[[int], None],
+) -> Slabs:
+    """Convert every expert that is not among `kept`; all slabs, by (layer, expert), once they are durable.
+
+    Interrupted with Ctrl-C, it lets running experts finish and journals them. Raises CheckpointError,
+    OSError.
+    """
+    slabs = dict(kept)
+    committer = _Committer(writers, journal)
+    expert_bytes = {layer.source.index: layer.source.expert_bytes for layer in plan.layers}
+    finished: SimpleQueue[Future[SlabDone]] = SimpleQueue()
+    running = 0
+
+    def collect(future: Future[SlabDone]) -> None:
+        slab = future.result()
+        slabs[slab.layer, slab.expert] = slab
+        committer.add(slab)
+        advance(expert_bytes[slab.layer])
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="expert") as pool:
+        try:
+            for layer, expert in _remaining(plan, kept):
+                if running == _QUEUE:
+                    collect(finished.get())
+                    running -= 1
+                future = pool.submit(
+                    _convert_expert, source, target, layer, writers[layer.source.index], expert
+                )
+                future.add_done_callback(finished.put)
+                running += 1
+            for _ in range(running):
+                collect(finished.get())
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            while not finished.empty():
+                future = finished.get()
+                if not future.cancelled() and future.exception() is None:
+                    collect(future)
+            committer.commit()
+            raise
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    committer.commit()
+    return slabs
+
+
+class _Committer:
+    """Journals slabs in batches: first their layer files are made durable, then the journal's lines."""
+
+    def __init__(self, writers: Mapping[int, LayerWriter], journal: Journal) -> None:
+        self._writers = writers
+        self._journal = journal
+        self._waiting: list[SlabDone] = []
+        self._last = time.monotonic()
+
+    def add(self, slab: SlabDone) -> None:
+        self._waiting.append(slab)
+        if time.monotonic() - self._last >= COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        for layer in sorted({slab.layer for slab in self._waiting}):
+            self._writers[layer].sync()
+        if self._waiting:
+            self._journal.append(self._waiting)
+        self._waiting = []
+        self._last = time.monotonic()
+
+
+def _remaining(plan: Plan, kept: Slabs) -> Iterator[tuple[LayerPlan, int]]:
+    for layer in plan.layers:
+        for expert in range(layer.source.num_experts):
+            if (layer.source.index, expert) not in kept:
+                yield layer, expert
+
+
+def _convert_expert(
+    source: Source, target: Target, layer: LayerPlan, writer: LayerWriter, expert: int
+) -> SlabDone:
+    found = source.read(layer.source, expert)
+    matrices: list[Matrix | None] = []
+    errors: list[tuple[float, float] | None] = []
+    for name, matrix in zip(Expert._fields, found, strict=True):
+        if matrix is None:
+            matrices.append(None)
+            errors.append(None)
+            continue
+        panel = layer.source.down if name == "down" else layer.source.gate_up
+        try:
+            converted = target.convert(matrix, panel)
+        except CheckpointError as error:
+            msg = f"{layer.source.prefix}.{expert}.{name}_proj: {error}"
+            raise CheckpointError(msg) from error
+        matrices.append(converted.matrix)
+        errors.append(converted.error)
+    gate, up, down = matrices
+    if up is None or down is None:
+        msg = f"{layer.source.prefix}.{expert}: has no up or down projection"
+        raise CheckpointError(msg)
+    records = pack_expert(layer.spec, gate, up, down)
+    writer.write_slab(expert, records)
+    return SlabDone(layer.source.index, expert, crc32c(records.reshape(-1)), errors)

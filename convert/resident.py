@@ -1,0 +1,87 @@
+"""Everything that is not a routed expert: resident tensors and the small files beside them.
+
+Invariant: bytes are copied, never interpreted, in chunks of constant size.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from lsg.convert.checkpoint import INDEX_NAME, Checkpoint
+from lsg.convert.schedule import ResidentPlan
+from lsg.convert.writer import open_preallocated, pwrite_all
+
+_CHUNK_BYTES: Final = 8 << 20
+# What a model directory may need besides weights: configs, tokenizers, templates, custom code, licences.
+_COPIED_SUFFIXES: Final = frozenset(
+    {".json", ".jinja", ".py", ".txt", ".model", ".tiktoken", ".vocab", ".spm", ".md"}
+)
+_COPIED_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
+
+
+def write_resident(
+    checkpoint: Checkpoint, plan: ResidentPlan, directory: Path, advance: Callable[[int], None]
+) -> int:
+    """Stream a safetensors file, durable on return; its size. `advance` is told of every chunk's bytes."""
+    header = _header(plan)
+    total = len(header) + sum(tensor.nbytes for tensor in plan.tensors)
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with ExitStack() as stack:
+        fd = open_preallocated(directory / plan.name, total, stack)
+        pwrite_all(fd, memoryview(header), 0)
+        offset = len(header)
+        for tensor in plan.tensors:
+            for start in range(0, tensor.nbytes, _CHUNK_BYTES):
+                chunk = buffer[: min(_CHUNK_BYTES, tensor.nbytes - start)]
+                checkpoint.read_into(tensor, start, chunk)
+                pwrite_all(fd, chunk, offset)
+                offset += len(chunk)
+                advance(len(chunk))
+        os.fdatasync(fd)
+    return total
+
+
+def write_index(plans: Sequence[ResidentPlan], directory: Path) -> None:
+    """Write the index that says which file holds which tensor."""
+    weight_map = {tensor.name: plan.name for plan in plans for tensor in plan.tensors}
+    total = sum(tensor.nbytes for plan in plans for tensor in plan.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def small_files(source: Path) -> list[Path]:
+    """Files to copy, relative to the source, sorted; weights, their index and hidden files stay behind."""
+    found = []
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        wanted = path.suffix in _COPIED_SUFFIXES or path.name in _COPIED_NAMES
+        if wanted and not hidden and not path.name.endswith(".index.json") and path.is_file():
+            found.append(relative)
+    return sorted(found)
+
+
+def copy_small_files(source: Path, names: Sequence[Path], directory: Path) -> None:
+    """Copy them, contents only."""
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, directory / name)
+
+
+def _header(plan: ResidentPlan) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in plan.tensors:
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,112 @@
+"""The plan of a conversion: which bytes go where, and what they cost. Pure.
+
+Invariant: a plan depends on the checkpoint's headers and the options alone, so an interrupted run and its
+continuation follow the same one.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from lsg._core import LayerSpec
+from lsg.convert.checkpoint import Tensor
+from lsg.convert.sources import ExpertLayer, Source
+from lsg.convert.targets import Target
+
+# What hubs and file systems handle comfortably; the largest a resident file gets unless one tensor is larger.
+RESIDENT_FILE_BYTES: Final = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer file: what is read and what is written."""
+
+    source: ExpertLayer
+    spec: LayerSpec
+
+
+@dataclass(frozen=True)
+class ResidentPlan:
+    """One safetensors file of the output, its tensors in file order."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be written, except the small files that are copied."""
+
+    layers: tuple[LayerPlan, ...]
+    resident: tuple[ResidentPlan, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that will be read from the checkpoint."""
+        experts = sum(layer.source.expert_bytes * layer.source.num_experts for layer in self.layers)
+        return experts + self.resident_bytes
+
+    @property
+    def expert_file_bytes(self) -> int:
+        """Size of all layer files."""
+        return sum(layer.spec.file_bytes for layer in self.layers)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Size of all resident tensors."""
+        return sum(tensor.nbytes for file in self.resident for tensor in file.tensors)
+
+    def peak_bytes(self, threads: int) -> int:
+        """Upper estimate of what the experts in flight occupy: source, one byte or two a code, records."""
+        return threads * max(
+            2 * layer.source.expert_bytes + layer.spec.num_units * layer.spec.record_bytes
+            for layer in self.layers
+        )
+
+
+def make_plan(source: Source, target: Target, tensors: Iterable[Tensor]) -> Plan:
+    """Lay out the output; `tensors` are the checkpoint's, in file order. Raises LsgError."""
+    layers = tuple(
+        LayerPlan(
+            layer,
+            LayerSpec(
+                layer_index=layer.index,
+                num_experts=layer.num_experts,
+                hidden_size=layer.hidden_size,
+                intermediate_size=layer.intermediate_size,
+                gated=layer.gated,
+                gate_up=target.panel(layer.gate_up),
+                down=target.panel(layer.down),
+            ),
+        )
+        for layer in source.layers
+    )
+    resident = [tensor for tensor in tensors if tensor.name not in source.tensor_names]
+    return Plan(layers, tuple(plan_resident(resident)))
+
+
+def plan_resident(tensors: Iterable[Tensor], file_bytes: int = RESIDENT_FILE_BYTES) -> list[ResidentPlan]:
+    """Cut the tensors into files of at most `file_bytes`, keeping their order across files."""
+    files: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if files[-1] and size + tensor.nbytes > file_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(tensor)
+        size += tensor.nbytes
+    # Wide items first, so that every tensor starts at a multiple of its item size, as readers' views demand.
+    return [
+        ResidentPlan(
+            f"model-{number:05d}-of-{len(files):05d}.safetensors",
+            tuple(sorted(file, key=lambda tensor: -_item_bits(tensor.dtype))),
+        )
+        for number, file in enumerate(files, start=1)
+    ]
+
+
+def _item_bits(dtype: str) -> int:
+    """Bits of an item, as safetensors' names of dtypes tell them: F32, BF16, F8_E4M3, U8; BOOL takes a byte."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8

@@ -1,0 +1,89 @@
+"""Layer files: preallocated at their final size, filled record by record at offsets that geometry fixes.
+
+Invariant: a file's bytes depend on its spec and its slabs alone, not on the order or the number of times they
+are written; so slabs may be written by many threads and written again after a crash.
+"""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from lsg._core import LayerSpec, crc32c
+from lsg.convert.journal import SlabDone
+
+
+class LayerWriter:
+    """One open layer file; `fresh` tells that none of its earlier slabs survive."""
+
+    def __init__(self, path: Path, spec: LayerSpec, stack: ExitStack) -> None:
+        """Open the file, or create and preallocate it. `stack` closes it."""
+        self.spec = spec
+        self._fd = open_preallocated(path, spec.file_bytes, stack)
+        header = spec.header()
+        self.fresh = os.pread(self._fd, len(header), 0) != header
+        if self.fresh:
+            pwrite_all(self._fd, memoryview(header), 0)
+
+    def write_slab(self, expert: int, records: npt.NDArray[np.uint8]) -> None:
+        """Write an expert's records, uint8 [num_units, record_bytes]. Safe to call from several threads."""
+        for unit, record in enumerate(records):
+            pwrite_all(self._fd, record.data, self.spec.record_offset(unit, expert))
+
+    def slab_crc32c(self, expert: int) -> int:
+        """Checksum of what the file holds for an expert."""
+        crc = 0
+        for unit in range(self.spec.num_units):
+            crc = crc32c(
+                os.pread(self._fd, self.spec.record_bytes, self.spec.record_offset(unit, expert)), crc
+            )
+        return crc
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        os.fdatasync(self._fd)
+
+
+def surviving_slabs(
+    writers: dict[int, LayerWriter], done: list[SlabDone], reread_bytes: int
+) -> dict[tuple[int, int], SlabDone]:
+    """The journal's slabs that need no second conversion, by (layer, expert).
+
+    The journal speaks only of durable data, so it is believed; but disks exist that report as durable what is
+    still in their cache. A power cut then hits the newest data: the last `reread_bytes` are compared with
+    their checksums, and only if one differs is everything.
+    """
+    known = [slab for slab in done if slab.layer in writers and not writers[slab.layer].fresh]
+    newest = len(known)
+    while newest and reread_bytes > 0:
+        newest -= 1
+        spec = writers[known[newest].layer].spec
+        reread_bytes -= spec.num_units * spec.record_bytes
+
+    def intact(slab: SlabDone) -> bool:
+        return writers[slab.layer].slab_crc32c(slab.expert) == slab.crc32c
+
+    if not all(intact(slab) for slab in known[newest:]):
+        known = [slab for slab in known if intact(slab)]
+    return {(slab.layer, slab.expert): slab for slab in known}
+
+
+def open_preallocated(path: Path, nbytes: int, stack: ExitStack) -> int:
+    """A descriptor of a file of exactly `nbytes`, its blocks allocated: a full disk shows here, at once."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    stack.callback(os.close, fd)
+    if os.fstat(fd).st_size != nbytes:
+        os.ftruncate(fd, 0)
+        if nbytes:
+            os.posix_fallocate(fd, 0, nbytes)
+        os.fsync(fd)
+    return fd
+
+
+def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
+    """Pwrite without short writes."""
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data = data[count:]
+        offset += count

@@ -1,0 +1,12 @@
+// One function per bound class; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lsg {
+
+void BindFormat(pybind11::module_& module);
+void BindKernels(pybind11::module_& module);
+void BindEngine(pybind11::module_& module);
+
+}  // namespace lsg

@@ -1,0 +1,88 @@
+#include "bindings/bindings.h"
+
+#include <pybind11/native_enum.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/moe_engine.h"
+
+namespace py = pybind11;
+
+namespace lsg {
+namespace {
+
+FloatDtype ParseFloatDtype(const std::string& name) {
+  if (name == "f32") return FloatDtype::kF32;
+  if (name == "bf16") return FloatDtype::kBf16;
+  if (name == "f16") return FloatDtype::kF16;
+  throw Error("dtype must be f32, bf16 or f16, not '" + name + "'");
+}
+
+ActivationPrecision ParsePrecision(const std::string& name) {
+  if (name == "int8") return ActivationPrecision::kInt8;
+  if (name == "float") return ActivationPrecision::kFloat;
+  throw Error("activations must be int8 or float, not '" + name + "'");
+}
+
+template <typename T>
+T* Address(uintptr_t address, const char* what, bool required) {
+  if (address == 0 && required) throw Error(std::string(what) + " is a null pointer");
+  return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
+
+void BindEngine(py::module_& module) {
+  py::native_enum<Activation>(module, "Activation", "enum.Enum")
+      .value("SILU", Activation::kSilu)
+      .value("SWIGLU_CLAMPED", Activation::kSwigluClamped)
+      .value("SWIGLUOAI", Activation::kSwigluOai)
+      .value("GELU_TANH", Activation::kGeluTanh)
+      .value("RELU2", Activation::kRelu2)
+      .finalize();
+
+  py::class_<MoeEngine>(module, "Engine")
+      .def(py::init([](int threads, const std::string& isa, const std::string& activations,
+                       const std::vector<int>& cores) {
+             return std::make_unique<MoeEngine>(
+                 EngineOptions{threads, SelectIsa(isa), ParsePrecision(activations), cores});
+           }),
+           py::kw_only(), py::arg("threads"), py::arg("isa") = "", py::arg("activations") = "int8",
+           py::arg("cores") = std::vector<int>{})
+      .def(
+          "add_layer",
+          [](MoeEngine& engine, const std::string& path, Activation activation, float alpha, float limit,
+             int unit_begin, int unit_end) {
+            const py::gil_scoped_release release;
+            return engine.AddLayer(path, {activation, alpha, limit}, unit_begin, unit_end);
+          },
+          py::arg("path"), py::kw_only(), py::arg("activation") = Activation::kSilu, py::arg("alpha") = 1.0f,
+          py::arg("limit") = 0.0f, py::arg("unit_begin") = 0, py::arg("unit_end") = -1)
+      .def(
+          "forward",
+          [](MoeEngine& engine, int layer, uintptr_t hidden, uintptr_t topk_ids, uintptr_t topk_weights, uintptr_t out,
+             int tokens, int top_k, const std::string& dtype) {
+            if (tokens < 0 || top_k < 0) throw Error("tokens and top_k must not be negative");
+            const bool some = tokens > 0;
+            const Batch batch{Address<const void>(hidden, "hidden", some),
+                              Address<const int32_t>(topk_ids, "topk_ids", some && top_k > 0),
+                              Address<const float>(topk_weights, "topk_weights", some && top_k > 0),
+                              Address<void>(out, "out", some),
+                              tokens,
+                              top_k,
+                              ParseFloatDtype(dtype)};
+            const py::gil_scoped_release release;
+            engine.Forward(layer, batch);
+          },
+          py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"), py::arg("out"),
+          py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
+      .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
+      .def_property_readonly("threads", [](const MoeEngine& engine) { return engine.options().threads; })
+      .def_property_readonly("mapped_bytes", &MoeEngine::mapped_bytes);
+}
+
+}  // namespace lsg

@@ -1,0 +1,294 @@
+#include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "base/crc32c.h"
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "format/expert_packer.h"
+#include "format/layer_file.h"
+#include "format/layer_spec.h"
+
+namespace py = pybind11;
+
+namespace lsg {
+namespace {
+
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+// One projection as numpy arrays; see _core.pyi for shapes.
+struct Matrix {
+  py::array codes;
+  std::optional<py::array> scales;
+  std::optional<Bytes> zero_points;
+  std::optional<py::array_t<float, py::array::c_style>> bias;
+};
+
+std::string ShapeOf(const py::array& array) {
+  return py::str(py::tuple(py::cast(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()))));
+}
+
+void RequireArray(const py::array& array, const std::string& what, py::ssize_t rows, py::ssize_t cols,
+                  py::ssize_t item_bytes) {
+  const bool contiguous = (array.flags() & py::array::c_style) != 0;
+  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != cols || array.itemsize() != item_bytes ||
+      !contiguous) {
+    throw FormatError(what + ": expected a contiguous array of shape (" + std::to_string(rows) + ", " +
+                      std::to_string(cols) + ") with " + std::to_string(item_bytes) + " bytes an item, found shape " +
+                      ShapeOf(array) + " with " + std::to_string(array.itemsize()));
+  }
+}
+
+// Checks a matrix against its format and takes its addresses.
+MatrixView ViewOf(const Matrix& matrix, const PanelFormat& format, int rows, int cols, const std::string& name) {
+  MatrixView view;
+  view.rows = rows;
+  view.cols = cols;
+  RequireArray(matrix.codes, name + " codes", rows, cols, BitsOf(format.dtype) == 16 ? 2 : 1);
+  view.codes = static_cast<uint8_t*>(const_cast<void*>(matrix.codes.data()));
+  view.scale_cols = SourceScaleCols(format, cols);
+  const bool wants_scales = format.scale_dtype != ScaleDtype::kNone;
+  if (wants_scales != matrix.scales.has_value() || format.zero_point != matrix.zero_points.has_value() ||
+      format.bias != matrix.bias.has_value()) {
+    throw FormatError(name + ": scales, zero points and bias must be there exactly when the panel format has them");
+  }
+  const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
+  if (wants_scales) {
+    RequireArray(*matrix.scales, name + " scales", scale_rows, view.scale_cols, BytesOf(format.scale_dtype));
+    view.scales = static_cast<uint8_t*>(const_cast<void*>(matrix.scales->data()));
+  }
+  if (format.zero_point) {
+    RequireArray(*matrix.zero_points, name + " zero points", scale_rows, view.scale_cols, 1);
+    view.zero_points = const_cast<uint8_t*>(matrix.zero_points->data());
+  }
+  if (format.bias) {
+    if (matrix.bias->ndim() != 1 || matrix.bias->shape(0) != rows) {
+      throw FormatError(name + " bias: expected shape (" + std::to_string(rows) + ",), found " + ShapeOf(*matrix.bias));
+    }
+    view.bias = const_cast<float*>(matrix.bias->data());
+  }
+  return view;
+}
+
+py::dtype ScaleNumpyDtype(ScaleDtype dtype) {
+  switch (BytesOf(dtype)) {
+    case 4:
+      return py::dtype::of<float>();
+    case 2:
+      return py::dtype::of<uint16_t>();
+    default:
+      return py::dtype::of<uint8_t>();
+  }
+}
+
+// Zeroed arrays of the right shapes.
+Matrix EmptyMatrix(const PanelFormat& format, int rows, int cols) {
+  const auto zeros = [](py::dtype dtype, std::vector<py::ssize_t> shape) {
+    py::array array(std::move(dtype), std::move(shape));
+    std::memset(array.mutable_data(), 0, array.nbytes());
+    return array;
+  };
+  Matrix matrix{zeros(BitsOf(format.dtype) == 16 ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(), {rows, cols}),
+                {}, {}, {}};
+  const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
+  const int scale_cols = SourceScaleCols(format, cols);
+  if (scale_cols > 0) matrix.scales = zeros(ScaleNumpyDtype(format.scale_dtype), {scale_rows, scale_cols});
+  if (format.zero_point) matrix.zero_points = Bytes(zeros(py::dtype::of<uint8_t>(), {scale_rows, scale_cols}));
+  if (format.bias) matrix.bias = py::array_t<float, py::array::c_style>(zeros(py::dtype::of<float>(), {rows}));
+  return matrix;
+}
+
+// What belongs to the expert table has no writer yet; refuse rather than lose it.
+void RequireNoTable(const LayerSpec& spec) {
+  if (spec.table_bytes() != 0) {
+    throw FormatError("this lsg cannot pack expert tables (down bias, global scales, row scales) yet");
+  }
+}
+
+Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matrix& up, const Matrix& down) {
+  RequireNoTable(spec);
+  const LayerGeometry& g = spec.geometry();
+  const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
+  if (gate.has_value() != g.gated) throw FormatError("gate must be given exactly when the layer is gated");
+  ExpertView view;
+  if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
+  view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
+  view.down = ViewOf(down, spec.down(), hidden, intermediate, "down");
+  Bytes records({static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
+  auto* out = reinterpret_cast<std::byte*>(records.mutable_data());
+  const py::gil_scoped_release release;
+  PackExpert(spec, view, out);
+  return records;
+}
+
+py::tuple Unpack(const LayerSpec& spec, const Bytes& records) {
+  RequireNoTable(spec);
+  RequireArray(records, "records", spec.num_units(), static_cast<py::ssize_t>(spec.record_bytes()), 1);
+  const LayerGeometry& g = spec.geometry();
+  const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
+  std::optional<Matrix> gate;
+  if (g.gated) gate = EmptyMatrix(spec.gate_up(), intermediate, hidden);
+  Matrix up = EmptyMatrix(spec.gate_up(), intermediate, hidden);
+  Matrix down = EmptyMatrix(spec.down(), hidden, intermediate);
+  ExpertView view;
+  if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
+  view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
+  view.down = ViewOf(down, spec.down(), hidden, intermediate, "down");
+  {
+    const auto* in = reinterpret_cast<const std::byte*>(records.data());
+    const py::gil_scoped_release release;
+    UnpackExpert(spec, in, view);
+  }
+  return py::make_tuple(gate ? py::cast(*gate) : py::none(), up, down);
+}
+
+uint32_t CheckedExpert(const LayerFile& file, int64_t expert) {
+  if (expert < 0 || expert >= file.spec().geometry().num_experts) {
+    throw Error(file.path() + ": no expert " + std::to_string(expert));
+  }
+  return static_cast<uint32_t>(expert);
+}
+
+}  // namespace
+
+void BindFormat(py::module_& module) {
+  py::native_enum<Dtype>(module, "Dtype", "enum.Enum")
+      .value("INT4", Dtype::kInt4)
+      .value("INT8", Dtype::kInt8)
+      .value("FP8_E4M3", Dtype::kFp8E4m3)
+      .value("FP8_E5M2", Dtype::kFp8E5m2)
+      .value("BF16", Dtype::kBf16)
+      .value("F16", Dtype::kF16)
+      .value("FP4_E2M1", Dtype::kFp4E2m1)
+      .finalize();
+  py::native_enum<ScaleDtype>(module, "ScaleDtype", "enum.Enum")
+      .value("NONE", ScaleDtype::kNone)
+      .value("F32", ScaleDtype::kF32)
+      .value("F16", ScaleDtype::kF16)
+      .value("BF16", ScaleDtype::kBf16)
+      .value("FP8_E4M3", ScaleDtype::kFp8E4m3)
+      .value("E8M0", ScaleDtype::kE8m0)
+      .finalize();
+
+  py::class_<PanelFormat>(module, "PanelFormat")
+      .def(py::init([](Dtype dtype, ScaleDtype scale_dtype, uint32_t scale_rows, uint32_t scale_k, bool zero_point,
+                       bool bias, bool global_scale) {
+             return PanelFormat{dtype, scale_dtype, scale_rows, scale_k, zero_point, bias, global_scale};
+           }),
+           py::arg("dtype"), py::arg("scale_dtype") = ScaleDtype::kNone, py::kw_only(), py::arg("scale_rows") = 1,
+           py::arg("scale_k") = 0, py::arg("zero_point") = false, py::arg("bias") = false,
+           py::arg("global_scale") = false)
+      .def_readonly("dtype", &PanelFormat::dtype)
+      .def_readonly("scale_dtype", &PanelFormat::scale_dtype)
+      .def_readonly("scale_rows", &PanelFormat::scale_rows)
+      .def_readonly("scale_k", &PanelFormat::scale_k)
+      .def_readonly("zero_point", &PanelFormat::zero_point)
+      .def_readonly("bias", &PanelFormat::bias)
+      .def_readonly("global_scale", &PanelFormat::global_scale)
+      .def("__eq__", [](const PanelFormat& a, const PanelFormat& b) { return a == b; })
+      .def("__eq__", [](const PanelFormat&, const py::object&) { return false; })
+      .attr("__hash__") = py::none();
+
+  py::class_<LayerSpec>(module, "LayerSpec")
+      .def(py::init([](uint32_t layer_index, uint32_t num_experts, uint32_t hidden_size, uint32_t intermediate_size,
+                       bool gated, const PanelFormat& gate_up, const PanelFormat& down, uint32_t unit_rows) {
+             return LayerSpec({layer_index, num_experts, hidden_size, intermediate_size, unit_rows, gated}, gate_up,
+                              down);
+           }),
+           py::kw_only(), py::arg("layer_index"), py::arg("num_experts"), py::arg("hidden_size"),
+           py::arg("intermediate_size"), py::arg("gated"), py::arg("gate_up"), py::arg("down"),
+           py::arg("unit_rows") = 0)
+      .def_property_readonly("layer_index", [](const LayerSpec& s) { return s.geometry().layer_index; })
+      .def_property_readonly("num_experts", [](const LayerSpec& s) { return s.geometry().num_experts; })
+      .def_property_readonly("hidden_size", [](const LayerSpec& s) { return s.geometry().hidden_size; })
+      .def_property_readonly("intermediate_size", [](const LayerSpec& s) { return s.geometry().intermediate_size; })
+      .def_property_readonly("gated", [](const LayerSpec& s) { return s.geometry().gated; })
+      .def_property_readonly("unit_rows", [](const LayerSpec& s) { return s.geometry().unit_rows; })
+      .def_property_readonly("gate_up", &LayerSpec::gate_up)
+      .def_property_readonly("down", &LayerSpec::down)
+      .def_property_readonly("num_units", &LayerSpec::num_units)
+      .def_property_readonly("record_bytes", &LayerSpec::record_bytes)
+      .def_property_readonly("unit_bytes", &LayerSpec::unit_bytes)
+      .def_property_readonly("table_offset", &LayerSpec::table_offset)
+      .def_property_readonly("table_bytes", &LayerSpec::table_bytes)
+      .def_property_readonly("file_bytes", &LayerSpec::file_bytes)
+      .def(
+          "record_offset",
+          [](const LayerSpec& s, uint32_t unit, uint32_t expert) {
+            if (unit >= s.num_units() || expert >= s.geometry().num_experts) {
+              throw FormatError("no record for unit " + std::to_string(unit) + " of expert " + std::to_string(expert));
+            }
+            return s.record_offset(unit, expert);
+          },
+          py::arg("unit"), py::arg("expert"))
+      .def("header", [](const LayerSpec& s) {
+        const auto header = s.Encode();
+        return py::bytes(reinterpret_cast<const char*>(header.data()), header.size());
+      });
+
+  py::class_<Matrix>(module, "Matrix")
+      .def(py::init([](py::array codes, std::optional<py::array> scales, std::optional<Bytes> zero_points,
+                       std::optional<py::array_t<float, py::array::c_style>> bias) {
+             return Matrix{std::move(codes), std::move(scales), std::move(zero_points), std::move(bias)};
+           }),
+           py::arg("codes"), py::arg("scales") = py::none(), py::arg("zero_points") = py::none(),
+           py::arg("bias") = py::none())
+      .def_readonly("codes", &Matrix::codes)
+      .def_readonly("scales", &Matrix::scales)
+      .def_readonly("zero_points", &Matrix::zero_points)
+      .def_readonly("bias", &Matrix::bias);
+
+  module.def("pack_expert", &Pack, py::arg("spec"), py::arg("gate").none(true), py::arg("up"), py::arg("down"));
+  module.def("unpack_expert", &Unpack, py::arg("spec"), py::arg("records"));
+
+  module.def(
+      "crc32c",
+      [](const py::buffer& data, uint32_t crc) {
+        const py::buffer_info info = data.request();
+        py::ssize_t expected = info.itemsize;
+        for (auto axis = info.ndim; axis-- > 0; expected *= info.shape[axis]) {
+          if (info.shape[axis] > 1 && info.strides[axis] != expected) throw Error("crc32c needs contiguous data");
+        }
+        const py::gil_scoped_release release;
+        return Crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize), crc);
+      },
+      py::arg("data"), py::arg("crc") = 0);
+
+  py::class_<LayerFile>(module, "LayerFile")
+      .def(py::init<std::string>(), py::arg("path"))
+      .def_property_readonly("spec", &LayerFile::spec)
+      .def_property_readonly("header_crc32c", &LayerFile::header_crc32c)
+      .def(
+          "expert",
+          [](const LayerFile& file, int64_t expert) {
+            const uint32_t e = CheckedExpert(file, expert);
+            const LayerSpec& spec = file.spec();
+            Bytes records(
+                {static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
+            uint8_t* out = records.mutable_data();
+            const py::gil_scoped_release release;
+            for (uint32_t unit = 0; unit < spec.num_units(); ++unit) {
+              std::memcpy(out + unit * spec.record_bytes(), file.record(unit, e).data(), spec.record_bytes());
+            }
+            return records;
+          },
+          py::arg("expert"))
+      .def(
+          "slab_crc32c",
+          [](const LayerFile& file, int64_t expert) {
+            const uint32_t e = CheckedExpert(file, expert);
+            const py::gil_scoped_release release;
+            return file.SlabCrc32c(e);
+          },
+          py::arg("expert"))
+      .def("table_crc32c", [](const LayerFile& file) {
+        const py::gil_scoped_release release;
+        return file.TableCrc32c();
+      });
+}
+
+}  // namespace lsg

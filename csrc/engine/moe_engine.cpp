@@ -1,0 +1,423 @@
+#include "engine/moe_engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "base/align.h"
+#include "base/error.h"
+#include "base/float16.h"
+
+namespace lsg {
+namespace {
+
+// Tokens computed at once: bounds the workspace (about 45 MB for H 2048, I 768, top 8), and is far past the point where an
+// expert's weights are read once for many tokens.
+constexpr int kChunkTokens = 1024;
+// Up to here a task goes from x to its share of y (one join, partial sums of whole rows); above, partial sums would cost more
+// traffic than the second pass over the activations.
+constexpr int kFusedTokens = 32;
+// Partial sums a fused batch is cut into, at least: enough to balance 16 threads to a sixth. Fewer when rows get long.
+constexpr int kFewTokens = 4;
+constexpr int kSlotsForFewTokens = 96;
+constexpr int kSlots = 48;
+
+constexpr int kMaxUnitRows = 128;
+constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
+constexpr int kMaxGateUpOutputs = 2 * kMaxUnitRows;
+
+void ToFloat(const void* source, FloatDtype dtype, int64_t offset, int count, float* out) {
+  switch (dtype) {
+    case FloatDtype::kF32:
+      std::memcpy(out, static_cast<const float*>(source) + offset, count * sizeof(float));
+      return;
+    case FloatDtype::kBf16: {
+      const uint16_t* bits = static_cast<const uint16_t*>(source) + offset;
+      for (int i = 0; i < count; ++i) out[i] = Bf16ToF32(bits[i]);
+      return;
+    }
+    case FloatDtype::kF16: {
+      const uint16_t* bits = static_cast<const uint16_t*>(source) + offset;
+      for (int i = 0; i < count; ++i) out[i] = F16ToF32(bits[i]);
+      return;
+    }
+  }
+}
+
+void FromFloat(const float* source, FloatDtype dtype, int64_t offset, int count, void* out) {
+  switch (dtype) {
+    case FloatDtype::kF32:
+      std::memcpy(static_cast<float*>(out) + offset, source, count * sizeof(float));
+      return;
+    case FloatDtype::kBf16: {
+      uint16_t* bits = static_cast<uint16_t*>(out) + offset;
+      for (int i = 0; i < count; ++i) bits[i] = F32ToBf16(source[i]);
+      return;
+    }
+    case FloatDtype::kF16: {
+      uint16_t* bits = static_cast<uint16_t*>(out) + offset;
+      for (int i = 0; i < count; ++i) bits[i] = F32ToF16(source[i]);
+      return;
+    }
+  }
+}
+
+// Rows of int8 groups for some number of tokens.
+struct Int8Rows {
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+  int k_tiles = 0;
+
+  void Resize(int64_t rows, int tiles) {
+    k_tiles = tiles;
+    if (codes.size() < static_cast<size_t>(rows) * tiles * kTileK) {
+      codes.resize(rows * tiles * kTileK);
+      scales.resize(rows * tiles);
+      sums.resize(rows * tiles);
+    }
+  }
+  Int8Row Row(int64_t row, int tile = 0) const {
+    const int64_t at = row * k_tiles + tile;
+    return {codes.data() + at * kTileK, scales.data() + at, sums.data() + at};
+  }
+  void Quantize(const Kernels& kernels, int64_t row, int tile, const float* x, int tiles) {
+    const int64_t at = row * k_tiles + tile;
+    kernels.quantize_row(x, tiles, codes.data() + at * kTileK, scales.data() + at, sums.data() + at);
+  }
+};
+
+template <typename T>
+void Grow(std::vector<T>& buffer, int64_t size) {
+  if (buffer.size() < static_cast<size_t>(size)) buffer.resize(size);
+}
+
+Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record, int block_begin,
+              int block_end) {
+  const auto* base = reinterpret_cast<const uint8_t*>(record);
+  const int64_t block_codes = int64_t{s.k_tiles} * kTilesPerBlock * TileBytes(BitsOf(format.dtype));
+  const int64_t block_scales = int64_t{s.scale_groups} * s.scales_per_block_row * BytesOf(format.scale_dtype);
+  return {.codes = base + s.codes + block_begin * block_codes,
+          .scales = base + s.scales + block_begin * block_scales,
+          .bias = s.bias_bytes == 0 ? nullptr : reinterpret_cast<const float*>(base + s.bias) + block_begin * kBlockN,
+          .blocks = block_end - block_begin,
+          .k_tiles = s.k_tiles,
+          .tiles_per_scale = s.scale_groups == 0 ? s.k_tiles : CeilDiv(s.k_tiles, s.scale_groups),
+          .scale_groups = s.scale_groups};
+}
+
+}  // namespace
+
+struct MoeEngine::Layer {
+  LayerFile file;
+  ActivationSpec activation;
+  PanelKernels gate_up, down;
+  bool int8_gate_up, int8_down;
+  int unit_begin, unit_end;
+
+  const LayerSpec& spec() const { return file.spec(); }
+  int units() const { return unit_end - unit_begin; }
+  int unit_rows() const { return static_cast<int>(spec().geometry().unit_rows); }
+  int unit_tiles() const { return unit_rows() / kTileK; }
+  int out_stride() const { return static_cast<int>(spec().hidden_padded()); }
+  int hidden_stride() const { return spec().gate_up_sections().k_tiles * kTileK; }
+  const std::byte* record(int unit, int expert) const { return file.record(unit, expert).data(); }
+  // down_proj's bias for an expert, or null. It does not belong to a slice of I: the rank with unit 0 adds it.
+  const float* down_bias(int expert) const {
+    if (!spec().down().bias || unit_begin != 0) return nullptr;
+    const auto* biases = file.table().data() + spec().table_sections().down_bias;
+    return reinterpret_cast<const float*>(biases) + int64_t{expert} * out_stride();
+  }
+};
+
+struct MoeEngine::Workspace {
+  Routing routing;
+  std::vector<float> hidden;  // [tokens, hidden_stride]
+  Int8Rows hidden_int8;
+  std::vector<float> slots;     // [slot][token][out_stride]
+  std::vector<uint8_t> filled;  // [slot][token]
+  std::vector<float> act;       // [routed token][units · unit_rows]
+  Int8Rows act_int8;
+  std::vector<float> out;  // [tokens, out_stride]
+};
+
+MoeEngine::MoeEngine(const EngineOptions& options)
+    : options_(options),
+      kernels_(KernelsOf(options.isa)),
+      pool_(options.threads, options.cores),
+      workspace_(std::make_unique<Workspace>()) {}
+
+MoeEngine::~MoeEngine() = default;
+
+int MoeEngine::AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin, int unit_end) {
+  LayerFile file(path);
+  const int units = static_cast<int>(file.spec().num_units());
+  if (unit_end < 0) unit_end = units;
+  if (unit_begin < 0 || unit_begin > unit_end || unit_end > units) {
+    throw Error(path + ": units " + std::to_string(unit_begin) + " to " + std::to_string(unit_end) +
+                " asked for, but it has " + std::to_string(units));
+  }
+  const auto kernels_for = [&](const PanelFormat& format) {
+    try {
+      return SelectPanelKernels(kernels_, format);
+    } catch (const FormatError& error) {
+      throw FormatError(path + ": " + error.what());
+    }
+  };
+  const PanelKernels gate_up = kernels_for(file.spec().gate_up());
+  const PanelKernels down = kernels_for(file.spec().down());
+  const bool int8 = options_.activations == ActivationPrecision::kInt8;
+  file.Populate(unit_begin, unit_end);
+  mapped_bytes_ += (unit_end - unit_begin) * file.spec().unit_bytes();
+  layers_.push_back(std::make_unique<Layer>(Layer{std::move(file), activation, gate_up, down,
+                                                  int8 && gate_up.int8 != nullptr,
+                                                  int8 && down.int8 != nullptr, unit_begin, unit_end}));
+  return static_cast<int>(layers_.size()) - 1;
+}
+
+void MoeEngine::Forward(int layer_index, const Batch& batch) {
+  if (layer_index < 0 || layer_index >= static_cast<int>(layers_.size())) {
+    throw Error("no layer with handle " + std::to_string(layer_index));
+  }
+  const std::lock_guard lock(forward_mutex_);
+  const Layer& layer = *layers_[layer_index];
+  const int num_experts = static_cast<int>(layer.spec().geometry().num_experts);
+  for (int first = 0; first < batch.tokens; first += kChunkTokens) {
+    const int tokens = std::min(kChunkTokens, batch.tokens - first);
+    const int64_t entry = int64_t{first} * batch.top_k;
+    workspace_->routing.Build(batch.topk_ids + entry, batch.topk_weights + entry, tokens, batch.top_k, num_experts);
+    Grow(workspace_->out, int64_t{tokens} * layer.out_stride());
+    LoadHidden(layer, batch, first, tokens);
+    if (tokens <= kFusedTokens) {
+      Fused(layer, tokens);
+    } else {
+      TwoPhase(layer, tokens);
+    }
+    StoreOut(layer, batch, first, tokens);
+  }
+}
+
+void MoeEngine::LoadHidden(const Layer& layer, const Batch& batch, int first, int tokens) {
+  Workspace& ws = *workspace_;
+  const int hidden_size = static_cast<int>(layer.spec().geometry().hidden_size);
+  const int stride = layer.hidden_stride();
+  const int k_tiles = stride / kTileK;
+  Grow(ws.hidden, int64_t{tokens} * stride);
+  if (layer.int8_gate_up) ws.hidden_int8.Resize(tokens, k_tiles);
+  const auto load = [&](int token) {
+    float* row = ws.hidden.data() + int64_t{token} * stride;
+    ToFloat(batch.hidden, batch.dtype, int64_t{first + token} * hidden_size, hidden_size, row);
+    std::fill(row + hidden_size, row + stride, 0.0f);
+    if (layer.int8_gate_up) ws.hidden_int8.Quantize(kernels_, token, 0, row, k_tiles);
+  };
+  // One token takes about a microsecond, less than waking a worker.
+  if (tokens <= kFewTokens) {
+    for (int token = 0; token < tokens; ++token) load(token);
+  } else {
+    pool_.Run([&](int worker) {
+      for (int token = worker; token < tokens; token += pool_.size()) load(token);
+    });
+  }
+}
+
+void MoeEngine::StoreOut(const Layer& layer, const Batch& batch, int first, int tokens) {
+  const int hidden_size = static_cast<int>(layer.spec().geometry().hidden_size);
+  const auto store = [&](int token) {
+    FromFloat(workspace_->out.data() + int64_t{token} * layer.out_stride(), batch.dtype,
+              int64_t{first + token} * hidden_size, hidden_size, batch.out);
+  };
+  if (tokens <= kFewTokens) {
+    for (int token = 0; token < tokens; ++token) store(token);
+  } else {
+    pool_.Run([&](int worker) {
+      for (int token = worker; token < tokens; token += pool_.size()) store(token);
+    });
+  }
+}
+
+void MoeEngine::GateUp(const Layer& layer, const std::byte* record, const RoutedToken* routed, int tokens,
+                       float* const* act) const {
+  const Workspace& ws = *workspace_;
+  const PanelSections& s = layer.spec().gate_up_sections();
+  const Panel panel = PanelAt(layer.spec().gate_up(), s, record, 0, s.blocks);
+  alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
+  float* rows[kMaxTokens];
+  for (int t = 0; t < tokens; ++t) rows[t] = outputs[t];
+  if (layer.int8_gate_up) {
+    Int8Row x[kMaxTokens];
+    for (int t = 0; t < tokens; ++t) x[t] = ws.hidden_int8.Row(routed[t].token);
+    layer.gate_up.int8(panel, x, tokens, rows, false);
+  } else {
+    const float* x[kMaxTokens];
+    for (int t = 0; t < tokens; ++t) {
+      x[t] = ws.hidden.data() + int64_t{routed[t].token} * layer.hidden_stride();
+    }
+    layer.gate_up.f32(panel, x, tokens, rows, false);
+  }
+  for (int t = 0; t < tokens; ++t) {
+    kernels_.activate(layer.activation, layer.spec().geometry().gated, layer.unit_rows(), outputs[t],
+                      routed[t].weight, act[t]);
+  }
+}
+
+void MoeEngine::Fused(const Layer& layer, int tokens) {
+  Workspace& ws = *workspace_;
+  const auto& experts = ws.routing.experts;
+  const int stride = layer.out_stride();
+  const int wanted = tokens <= kFewTokens ? kSlotsForFewTokens : kSlots;
+  const int chunks =
+      std::clamp(CeilDiv(wanted, std::max(layer.units(), 1)), 1, std::max(static_cast<int>(experts.size()), 1));
+  const int slots = layer.units() * chunks;
+  Grow(ws.slots, int64_t{slots} * tokens * stride);
+  ws.filled.assign(int64_t{slots} * tokens, 0);
+
+  const auto compute = [&](int slot) {
+    const int unit = layer.unit_begin + slot / chunks;
+    const int chunk = slot % chunks;
+    const int count = static_cast<int>(experts.size());
+    float* sums = ws.slots.data() + int64_t{slot} * tokens * stride;
+    uint8_t* filled = ws.filled.data() + int64_t{slot} * tokens;
+    alignas(64) float act[kMaxTokens][kMaxUnitRows];
+    float* act_rows[kMaxTokens];
+    for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
+    for (int e = count * chunk / chunks; e < count * (chunk + 1) / chunks; ++e) {
+      const ExpertTokens& expert = experts[e];
+      const std::byte* record = layer.record(unit, expert.expert);
+      const float* bias = unit == 0 ? layer.down_bias(expert.expert) : nullptr;
+      const auto routed = ws.routing.TokensOf(expert);
+      for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
+        const int count_now = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
+        GateUp(layer, record, routed.data() + at, count_now, act_rows);
+        float* y[kMaxTokens];
+        bool any_filled = false;
+        for (int t = 0; t < count_now; ++t) any_filled |= filled[routed[at + t].token] != 0;
+        for (int t = 0; t < count_now; ++t) {
+          const int token = routed[at + t].token;
+          y[t] = sums + int64_t{token} * stride;
+          if (any_filled && !filled[token]) std::fill(y[t], y[t] + stride, 0.0f);
+          filled[token] = 1;
+        }
+        Down(layer, record, act_rows, count_now, any_filled, y);
+        if (bias != nullptr) {
+          for (int t = 0; t < count_now; ++t) {
+            for (int h = 0; h < stride; ++h) y[t][h] += routed[at + t].weight * bias[h];
+          }
+        }
+      }
+    }
+  };
+
+  std::atomic<int> next{0};
+  const int64_t outputs = int64_t{tokens} * stride / kBlockN;
+  pool_.Run([&](int worker) {
+    for (int slot = next++; slot < slots; slot = next++) compute(slot);
+    pool_.Sync();
+    for (int64_t at = outputs * worker / pool_.size(); at < outputs * (worker + 1) / pool_.size(); ++at) {
+      const int64_t token = at * kBlockN / stride;
+      float sum[kBlockN] = {};
+      for (int slot = 0; slot < slots; ++slot) {
+        if (!ws.filled[int64_t{slot} * tokens + token]) continue;
+        const float* part = ws.slots.data() + int64_t{slot} * tokens * stride + at * kBlockN;
+        for (int n = 0; n < kBlockN; ++n) sum[n] += part[n];
+      }
+      std::copy(sum, sum + kBlockN, ws.out.data() + at * kBlockN);
+    }
+  });
+}
+
+void MoeEngine::Down(const Layer& layer, const std::byte* record, const float* const* act, int tokens,
+                     bool accumulate, float* const* y) const {
+  const PanelSections& s = layer.spec().down_sections();
+  const Panel panel = PanelAt(layer.spec().down(), s, record, 0, s.blocks);
+  if (!layer.int8_down) {
+    layer.down.f32(panel, act, tokens, y, accumulate);
+    return;
+  }
+  alignas(64) int8_t codes[kMaxTokens][kMaxUnitRows];
+  float scales[kMaxTokens][kMaxUnitTiles];
+  int32_t sums[kMaxTokens][kMaxUnitTiles];
+  Int8Row x[kMaxTokens];
+  for (int t = 0; t < tokens; ++t) {
+    kernels_.quantize_row(act[t], layer.unit_tiles(), codes[t], scales[t], sums[t]);
+    x[t] = {codes[t], scales[t], sums[t]};
+  }
+  layer.down.int8(panel, x, tokens, y, accumulate);
+}
+
+void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
+  Workspace& ws = *workspace_;
+  const auto& experts = ws.routing.experts;
+  const int num_experts = static_cast<int>(experts.size());
+  const int units = layer.units();
+  const int unit_rows = layer.unit_rows();
+  const int unit_tiles = layer.unit_tiles();
+  const int64_t act_stride = int64_t{units} * unit_rows;
+  const int64_t entries = static_cast<int64_t>(ws.routing.tokens.size());
+  Grow(ws.act, entries * act_stride);
+  if (layer.int8_down) ws.act_int8.Resize(entries, units * unit_tiles);
+
+  const auto activate = [&](int unit, const ExpertTokens& expert) {
+    const std::byte* record = layer.record(layer.unit_begin + unit, expert.expert);
+    for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
+      const int count = std::min(kMaxTokens, expert.end - at);
+      float* act[kMaxTokens];
+      for (int t = 0; t < count; ++t) act[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
+      GateUp(layer, record, ws.routing.tokens.data() + at, count, act);
+      if (!layer.int8_down) continue;
+      for (int t = 0; t < count; ++t) {
+        ws.act_int8.Quantize(kernels_, at + t, unit * unit_tiles, act[t], unit_tiles);
+      }
+    }
+  };
+
+  const int stride = layer.out_stride();
+  const auto project = [&](int block) {
+    for (int token = 0; token < tokens; ++token) {
+      float* y = ws.out.data() + int64_t{token} * stride + block * kBlockN;
+      std::fill(y, y + kBlockN, 0.0f);
+    }
+    for (const ExpertTokens& expert : experts) {
+      const float* bias = layer.down_bias(expert.expert);
+      for (int unit = 0; unit < units; ++unit) {
+        const Panel panel = PanelAt(layer.spec().down(), layer.spec().down_sections(),
+                                    layer.record(layer.unit_begin + unit, expert.expert), block, block + 1);
+        for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
+          const int count = std::min(kMaxTokens, expert.end - at);
+          float* y[kMaxTokens];
+          Int8Row int8_rows[kMaxTokens];
+          const float* float_rows[kMaxTokens];
+          for (int t = 0; t < count; ++t) {
+            const RoutedToken& routed = ws.routing.tokens[at + t];
+            y[t] = ws.out.data() + int64_t{routed.token} * stride + block * kBlockN;
+            if (layer.int8_down) {
+              int8_rows[t] = ws.act_int8.Row(at + t, unit * unit_tiles);
+            } else {
+              float_rows[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
+            }
+            if (bias != nullptr && unit == 0) {
+              for (int n = 0; n < kBlockN; ++n) y[t][n] += routed.weight * bias[block * kBlockN + n];
+            }
+          }
+          if (layer.int8_down) {
+            layer.down.int8(panel, int8_rows, count, y, true);
+          } else {
+            layer.down.f32(panel, float_rows, count, y, true);
+          }
+        }
+      }
+    }
+  };
+
+  std::atomic<int> next_task{0}, next_block{0};
+  const int blocks = stride / kBlockN;
+  pool_.Run([&](int) {
+    for (int task = next_task++; task < units * num_experts; task = next_task++) {
+      activate(task / num_experts, experts[task % num_experts]);
+    }
+    pool_.Sync();
+    for (int block = next_block++; block < blocks; block = next_block++) project(block);
+  });
+}
+
+}  // namespace lsg

@@ -1,0 +1,82 @@
+// Computes routed experts from layer files.
+//
+// Invariant: for a fixed ISA level the result does not depend on the number of threads or on scheduling: every partial
+// sum belongs to a task that the shapes alone define, and partial sums are added in task order.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/routing.h"
+#include "engine/thread_pool.h"
+#include "format/layer_file.h"
+#include "kernels/kernels.h"
+
+namespace lsg {
+
+enum class FloatDtype { kF32, kBf16, kF16 };
+enum class ActivationPrecision { kInt8, kFloat };
+
+struct EngineOptions {
+  int threads = 1;
+  Isa isa = Isa::kScalar;
+  ActivationPrecision activations = ActivationPrecision::kInt8;
+  std::vector<int> cores;
+};
+
+struct Batch {
+  const void* hidden;         // [tokens, H]
+  const int32_t* topk_ids;    // [tokens, top_k], negative: none
+  const float* topk_weights;  // [tokens, top_k]
+  void* out;                  // [tokens, H]
+  int tokens;
+  int top_k;
+  FloatDtype dtype;  // of hidden and out
+};
+
+class MoeEngine {
+ public:
+  explicit MoeEngine(const EngineOptions& options);
+  ~MoeEngine();
+
+  // Maps a layer file and reads the units' pages. The engine computes units [unit_begin, unit_end) only, so its result is
+  // a partial sum unless that is all of them; unit_end -1 means the last. Throws FormatError when the file is damaged or has a
+  // format without a kernel.
+  int AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin, int unit_end);
+
+  // out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]). Safe to call from several threads; calls
+  // take turns. Throws Error for a bad handle or expert id.
+  void Forward(int layer, const Batch& batch);
+
+  const EngineOptions& options() const { return options_; }
+  uint64_t mapped_bytes() const { return mapped_bytes_; }
+
+ private:
+  struct Layer;
+  struct Workspace;
+
+  void LoadHidden(const Layer& layer, const Batch& batch, int first, int tokens);
+  void Fused(const Layer& layer, int tokens);
+  void TwoPhase(const Layer& layer, int tokens);
+  void StoreOut(const Layer& layer, const Batch& batch, int first, int tokens);
+
+  // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
+  void GateUp(const Layer& layer, const std::byte* record, const RoutedToken* routed, int tokens,
+              float* const* act) const;
+  // y[t] (+)= down · act[t] for one record.
+  void Down(const Layer& layer, const std::byte* record, const float* const* act, int tokens, bool accumulate,
+            float* const* y) const;
+
+  EngineOptions options_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::mutex forward_mutex_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  std::unique_ptr<Workspace> workspace_;
+  uint64_t mapped_bytes_ = 0;
+};
+
+}  // namespace lsg

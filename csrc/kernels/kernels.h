@@ -1,0 +1,95 @@
+// The kernels of one ISA level: a struct of function pointers, filled in kernels/<level>.cpp, chosen once.
+//
+// Kernels never allocate, throw, lock, log or read the environment. Shapes are in FORMAT.md's padded sizes: outputs in
+// blocks of 64, inputs in tiles of 32. See README.md beside this file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "format/layer_spec.h"
+
+namespace lsg {
+
+// Tokens a panel kernel multiplies in one pass over the weights; more are taken in several passes.
+inline constexpr int kMaxTokens = 4;
+
+// A run of blocks of one panel.
+struct Panel {
+  const uint8_t* codes;   // [blocks][k_tiles][4 tiles]
+  const uint8_t* scales;  // [blocks][scale_groups][64 / scale_rows]
+  const float* bias;      // [blocks][64] or null; added once per output
+  int blocks;
+  int k_tiles;
+  int tiles_per_scale;  // tiles of 32 inputs that share a scale
+  int scale_groups;
+};
+
+// One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].
+struct Int8Row {
+  const int8_t* codes;    // [k_tiles · 32]
+  const float* scales;    // [k_tiles]
+  const int32_t* sums;    // [k_tiles]: sum of the tile's codes, for weights stored with an offset
+};
+
+// y[t][n] = (accumulate ? y[t][n] : 0) + bias[n] + sum over k of w[n, k] · x[t][k], for 1 ≤ tokens ≤ kMaxTokens.
+using PanelInt8Fn = void (*)(const Panel&, const Int8Row* x, int tokens, float* const* y, bool accumulate);
+using PanelFloatFn = void (*)(const Panel&, const float* const* x, int tokens, float* const* y,
+                              bool accumulate);
+
+enum class Activation { kSilu, kSwigluClamped, kSwigluOai, kGeluTanh, kRelu2 };
+
+struct ActivationSpec {
+  Activation kind = Activation::kSilu;
+  float alpha = 1.0f;
+  float limit = 0.0f;  // 0: no clamp
+};
+
+// act[u] = weight · f(gate[u], up[u]) for `unit_rows` neurons; gate_up is a gate_up panel's output for one token,
+// [blocks][64] (gate's 32 then up's when gated).
+using ActivateFn = void (*)(const ActivationSpec&, bool gated, int unit_rows, const float* gate_up,
+                            float weight, float* act);
+
+// Symmetric int8 in groups of 32, round to nearest even, scale = max |x| / 127. The same bits on every level. A group with a
+// NaN or an infinity gets a non-finite scale, so the token's outputs are non-finite too.
+using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales, int32_t* sums);
+
+// One group of 32 weights to int4: codes 0 … 15 (q + 8) and the scale's bf16 bits. The same bits on every level.
+// Returns the squared error.
+using QuantizeInt4GroupFn = float (*)(const float* weights, bool search, uint8_t* codes, uint16_t* scale);
+
+// Kernels for a weight format: by activation precision. Null: not on this level, see the one below.
+struct PanelKernels {
+  PanelInt8Fn int8 = nullptr;
+  PanelFloatFn f32 = nullptr;
+};
+
+struct Kernels {
+  Isa isa;
+  PanelKernels int4_bf16_scales, int4_f16_scales, int4_f32_scales, bf16, f16;
+  ActivateFn activate;
+  QuantizeRowFn quantize_row;
+  QuantizeInt4GroupFn quantize_int4_group;
+};
+
+// The kernels of a level, with levels that have none of their own falling to the one below.
+const Kernels& KernelsOf(Isa isa);
+
+// Kernels for a panel format. Throws FormatError when there are none yet.
+const PanelKernels& SelectPanelKernels(const Kernels& kernels, const PanelFormat& format);
+
+namespace scalar {
+const Kernels& Table();
+}
+namespace avx2 {
+const Kernels& Table();
+}
+namespace avx512 {
+const Kernels& Table();
+}
+namespace vnni {
+const Kernels& Table();
+}
+
+}  // namespace lsg

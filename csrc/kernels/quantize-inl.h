@@ -1,0 +1,128 @@
+// Quantising activations (int8, groups of 32) and weights (int4, groups of 32), over the Simd of the including level.
+//
+// No fused operations and one order of additions, so every level, and every machine that converts a model, gives the
+// same bits.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "base/float16.h"
+#include "kernels/kernels.h"
+
+namespace lsg {
+namespace {
+
+constexpr int kGroup = 32;
+constexpr int kVectorsPerGroup = kGroup / Simd::kLanes;
+constexpr uint32_t kInfinityBits = 0x7f800000;
+// Below this a group is zero: its reciprocal scale would overflow, and it is noise to any sum it joins.
+constexpr float kSmallestGroup = 0x1p-100f;
+
+// Bits of the largest magnitude; as integers, so a NaN wins over everything on every level.
+inline uint32_t LargestMagnitude(const float* x) {
+  uint32_t largest = 0;
+  for (int i = 0; i < kGroup; ++i) {
+    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+// The value with the largest magnitude; of two opposite ones, the negative.
+inline float Extreme(const float* x) {
+  uint32_t best = 0;
+  for (int i = 0; i < kGroup; ++i) {
+    const uint32_t key = std::rotl(std::bit_cast<uint32_t>(x[i]), 1);
+    best = key > best ? key : best;
+  }
+  return std::bit_cast<float>(std::rotr(best, 1));
+}
+
+void QuantizeRow(const float* x, int k_tiles, int8_t* codes, float* scales, int32_t* sums) {
+  for (int tile = 0; tile < k_tiles; ++tile, x += kGroup, codes += kGroup) {
+    const uint32_t magnitude = LargestMagnitude(x);
+    const float largest = std::bit_cast<float>(magnitude);
+    const bool zero = largest < kSmallestGroup;
+    const bool finite = magnitude < kInfinityBits;
+    const Simd::F to_code = Simd::Set1(zero || !finite ? 0.0f : 127.0f / largest);
+    float rounded[kGroup];
+    for (int v = 0; v < kVectorsPerGroup; ++v) {
+      Simd::Store(rounded + v * Simd::kLanes,
+                  Simd::Round(Simd::Mul(Simd::Load(x + v * Simd::kLanes), to_code)));
+    }
+    int32_t sum = 0;
+    for (int i = 0; i < kGroup; ++i) {
+      // Non-finite inputs become code 0; the scale carries the NaN.
+      const int32_t code = finite ? static_cast<int32_t>(rounded[i]) : 0;
+      codes[i] = static_cast<int8_t>(code);
+      sum += code;
+    }
+    sums[tile] = sum;
+    scales[tile] = zero ? 0.0f : finite ? largest / 127.0f : std::bit_cast<float>(0x7fc00000);
+  }
+}
+
+// Candidate scales map the extreme weight to -(6 + c / 4), c = 0 … 15: from "a quarter of the range unused" to "the extreme clipped
+// by a fifth". -8 itself is candidate 8.
+constexpr int kCandidates = 16;
+
+// The least-squares scale over all candidate roundings: codes q fixed, sum (w - s q)² is least at s = Σwq / Σq², where it is
+// Σw² - (Σwq)² / Σq²; so the best candidate is the one with the largest (Σwq)² / Σq². Lanes are candidates.
+inline float SearchScale(const float* weights, float extreme) {
+  float wq_sums[kCandidates], qq_sums[kCandidates], inverse[kCandidates];
+  for (int c = 0; c < kCandidates; ++c) inverse[c] = -(6.0f + 0.25f * static_cast<float>(c)) / extreme;
+  for (int c = 0; c < kCandidates; c += Simd::kLanes) {
+    const Simd::F inv = Simd::Load(inverse + c);
+    Simd::F wq = Simd::Zero(), qq = Simd::Zero();
+    for (int i = 0; i < kGroup; ++i) {
+      const Simd::F w = Simd::Set1(weights[i]);
+      Simd::F q = Simd::Round(Simd::Mul(w, inv));
+      q = Simd::Max(Simd::Set1(-8.0f), Simd::Min(Simd::Set1(7.0f), q));
+      wq = Simd::Add(wq, Simd::Mul(w, q));
+      qq = Simd::Add(qq, Simd::Mul(q, q));
+    }
+    Simd::Store(wq_sums + c, wq);
+    Simd::Store(qq_sums + c, qq);
+  }
+  float best = -1.0f, scale = 0.0f;
+  for (int c = 0; c < kCandidates; ++c) {
+    const float gain = wq_sums[c] / qq_sums[c] * wq_sums[c];
+    if (gain > best) {
+      best = gain;
+      scale = wq_sums[c] / qq_sums[c];
+    }
+  }
+  return scale;
+}
+
+float QuantizeInt4Group(const float* weights, bool search, uint8_t* codes, uint16_t* scale_bits) {
+  const float extreme = Extreme(weights);
+  const uint32_t magnitude = std::bit_cast<uint32_t>(extreme) & 0x7fffffff;
+  if (magnitude >= kInfinityBits) return std::bit_cast<float>(0x7fc00000);
+  const bool zero = std::bit_cast<float>(magnitude) < kSmallestGroup;
+  const float wanted = zero ? 0.0f : search ? SearchScale(weights, extreme) : extreme * -0.125f;
+  *scale_bits = F32ToBf16(wanted);
+  const float scale = Bf16ToF32(*scale_bits);
+  const Simd::F inverse = Simd::Set1(zero ? 0.0f : 1.0f / scale);
+  const Simd::F scales = Simd::Set1(scale);
+  float q[kGroup], squares[kGroup];
+  for (int at = 0; at < kGroup; at += Simd::kLanes) {
+    const Simd::F w = Simd::Load(weights + at);
+    Simd::F code = Simd::Round(Simd::Mul(w, inverse));
+    code = Simd::Max(Simd::Set1(-8.0f), Simd::Min(Simd::Set1(7.0f), code));
+    Simd::Store(q + at, code);
+    const Simd::F error = Simd::Sub(w, Simd::Mul(code, scales));
+    Simd::Store(squares + at, Simd::Mul(error, error));
+  }
+  for (int i = 0; i < kGroup; ++i) codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q[i]) + 8);
+  // Four sums, the same four on every level, so the additions need not wait for each other.
+  float sums[4] = {0, 0, 0, 0};
+  for (int i = 0; i < kGroup; i += 4) {
+    for (int lane = 0; lane < 4; ++lane) sums[lane] += squares[i + lane];
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+}  // namespace
+}  // namespace lsg

@@ -1,0 +1,67 @@
+// The vector vocabulary of the kernels on AVX2, FMA and F16C: eight lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace lsg {
+namespace {
+
+struct Simd {
+  static constexpr int kLanes = 8;
+  using F = __m256;
+  using I = __m256i;
+
+  static F Zero() { return _mm256_setzero_ps(); }
+  static F Set1(float x) { return _mm256_set1_ps(x); }
+  static F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F Min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F FromInt(I x) { return _mm256_cvtepi32_ps(x); }
+  static I ToInt(F x) { return _mm256_cvtps_epi32(x); }
+  static F FromBits(I x) { return _mm256_castsi256_ps(x); }
+
+  static I ZeroBits() { return _mm256_setzero_si256(); }
+  static I Set1Bits(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static I LoadBits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static I Broadcast4(const int8_t* p) {
+    return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
+  }
+  static I LoadU16(const void* p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static F LoadF16(const void* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static I And(I a, I b) { return _mm256_and_si256(a, b); }
+  static I Or(I a, I b) { return _mm256_or_si256(a, b); }
+  static I Xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I SubInt(I a, I b) { return _mm256_sub_epi32(a, b); }
+  template <int kBits>
+  static I ShiftLeft(I x) {
+    return _mm256_slli_epi32(x, kBits);
+  }
+  template <int kBits>
+  static I ShiftRight(I x) {
+    return _mm256_srli_epi32(x, kBits);
+  }
+  template <int kBits>
+  static I ShiftRightSigned(I x) {
+    return _mm256_srai_epi32(x, kBits);
+  }
+  // Sums of two products in 16 bits: with weights ≤ 15 and |x| ≤ 127, eight of them reach 30480 < 32768.
+  static I Dot(I acc, I u8, I s8) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u8, s8)); }
+  static I FinishDot(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+};
+
+}  // namespace
+}  // namespace lsg

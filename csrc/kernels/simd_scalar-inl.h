@@ -1,0 +1,81 @@
+// The vector vocabulary of the kernels, one lane wide. See README.md for the contract every level meets.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace lsg {
+namespace {
+
+struct Simd {
+  static constexpr int kLanes = 1;
+  using F = float;
+  using I = uint32_t;
+
+  static F Zero() { return 0.0f; }
+  static F Set1(float x) { return x; }
+  static F Load(const float* p) { return *p; }
+  static void Store(float* p, F x) { *p = x; }
+  static F Add(F a, F b) { return a + b; }
+  static F Sub(F a, F b) { return a - b; }
+  static F Mul(F a, F b) { return a * b; }
+  static F Div(F a, F b) { return a / b; }
+  static F Fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
+  static F Min(F a, F b) { return a < b ? a : b; }  // b when either is NaN, as x86's instructions
+  static F Max(F a, F b) { return a > b ? a : b; }
+  static F Round(F x) { return __builtin_rintf(x); }
+  static F FromInt(I x) { return static_cast<float>(static_cast<int32_t>(x)); }
+  static I ToInt(F x) { return static_cast<uint32_t>(static_cast<int32_t>(x)); }  // |x| < 2^31
+  static F FromBits(I x) { return std::bit_cast<float>(x); }
+
+  static I ZeroBits() { return 0; }
+  static I Set1Bits(uint32_t x) { return x; }
+  static I LoadBits(const void* p) {
+    uint32_t x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+  }
+  static I Broadcast4(const int8_t* p) { return LoadBits(p); }
+  static I LoadU16(const void* p) {
+    uint16_t x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+  }
+  static F LoadF16(const void* p) {
+    const uint32_t half = LoadU16(p);
+    const float scaled = std::bit_cast<float>((half & 0x7fff) << 13) * 0x1p112f;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | (half & 0x8000) << 16);
+  }
+  static I And(I a, I b) { return a & b; }
+  static I Or(I a, I b) { return a | b; }
+  static I Xor(I a, I b) { return a ^ b; }
+  static I AddInt(I a, I b) { return a + b; }
+  static I SubInt(I a, I b) { return a - b; }
+  template <int kBits>
+  static I ShiftLeft(I x) {
+    return x << kBits;
+  }
+  template <int kBits>
+  static I ShiftRight(I x) {
+    return x >> kBits;
+  }
+  template <int kBits>
+  static I ShiftRightSigned(I x) {
+    return static_cast<uint32_t>(static_cast<int32_t>(x) >> kBits);
+  }
+  // Per lane: acc + sum of four products of unsigned and signed bytes, at most eight times before FinishDot.
+  static I Dot(I acc, I u8, I s8) {
+    for (int i = 0; i < 4; ++i) {
+      const auto product = static_cast<int32_t>((u8 >> (8 * i)) & 0xff) *
+                           static_cast<int8_t>((s8 >> (8 * i)) & 0xff);
+      acc += static_cast<uint32_t>(product);
+    }
+    return acc;
+  }
+  static I FinishDot(I acc) { return acc; }
+};
+
+}  // namespace
+}  // namespace lsg

@@ -1,0 +1,12 @@
+#include "kernels/simd_avx512-inl.h"
+// The vocabulary comes first: the templates below are written in it.
+#include "kernels/table-inl.h"
+
+namespace lsg::vnni {
+
+const Kernels& Table() {
+  static constexpr Kernels kTable = MakeTable(Isa::kVnni);
+  return kTable;
+}
+
+}  // namespace lsg::vnni

@@ -1,0 +1,262 @@
+"""The C++ core: blob format, packing, quantisation, kernels and the expert engine."""
+
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+class LsgError(Exception):
+    """Base of every error lsg raises on purpose. The message is one sentence for the user."""
+
+class FormatError(LsgError):
+    """A blob or manifest is not what FORMAT.md says."""
+
+class CheckpointError(LsgError):
+    """The source checkpoint is incomplete, damaged or of a kind that is not supported."""
+
+class UnsupportedIsaError(LsgError):
+    """LSG_ISA names a level that this processor (or this program) does not have."""
+
+class CapacityError(LsgError):
+    """Not enough memory, disk or other room."""
+
+class CompatError(LsgError):
+    """sglang, or a setting, does not fit what this program was checked against."""
+
+class Dtype(enum.Enum):
+    INT4 = 1
+    INT8 = 2
+    FP8_E4M3 = 3
+    FP8_E5M2 = 4
+    BF16 = 5
+    F16 = 6
+    FP4_E2M1 = 7
+
+class ScaleDtype(enum.Enum):
+    NONE = 0
+    F32 = 1
+    F16 = 2
+    BF16 = 3
+    FP8_E4M3 = 4
+    E8M0 = 5
+
+class PanelFormat:
+    """How one panel's numbers are stored; the fields are FORMAT.md's."""
+
+    def __init__(
+        self,
+        dtype: Dtype,
+        scale_dtype: ScaleDtype = ...,
+        *,
+        scale_rows: int = 1,
+        scale_k: int = 0,
+        zero_point: bool = False,
+        bias: bool = False,
+        global_scale: bool = False,
+    ) -> None: ...
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def scale_dtype(self) -> ScaleDtype: ...
+    @property
+    def scale_rows(self) -> int: ...
+    @property
+    def scale_k(self) -> int: ...
+    @property
+    def zero_point(self) -> bool: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def global_scale(self) -> bool: ...
+    def __eq__(self, other: object) -> bool: ...
+
+class LayerSpec:
+    """One MoE layer's geometry and formats; every size of its file follows from it.
+
+    `unit_rows` 0 chooses the smallest of 32, 64, 128 that gives at most 48 units.
+    Raises FormatError when a field is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer_index: int,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        gated: bool,
+        gate_up: PanelFormat,
+        down: PanelFormat,
+        unit_rows: int = 0,
+    ) -> None: ...
+    @property
+    def layer_index(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def gate_up(self) -> PanelFormat: ...
+    @property
+    def down(self) -> PanelFormat: ...
+    @property
+    def unit_rows(self) -> int: ...
+    @property
+    def num_units(self) -> int: ...
+    @property
+    def record_bytes(self) -> int: ...
+    @property
+    def unit_bytes(self) -> int: ...
+    @property
+    def table_offset(self) -> int: ...
+    @property
+    def table_bytes(self) -> int: ...
+    @property
+    def file_bytes(self) -> int: ...
+    def record_offset(self, unit: int, expert: int) -> int:
+        """Byte offset of the record in the layer file."""
+    def header(self) -> bytes:
+        """The file's first 4096 bytes, checksum included."""
+
+class Matrix:
+    """One projection of one expert, before packing: codes and what gives them their values.
+
+    codes: [N, K]; uint8 for 4- and 8-bit dtypes (one code a byte; int4 as q + 8), uint16 for 16-bit dtypes (raw bits).
+    scales: [ceil(N / scale_rows), number of K groups], uint8, uint16 or float32 by the scale dtype (raw bits).
+    zero_points: uint8, shaped as scales. bias: float32 [N].
+    """
+
+    def __init__(
+        self,
+        codes: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
+        scales: npt.NDArray[np.generic] | None = None,
+        zero_points: npt.NDArray[np.uint8] | None = None,
+        bias: npt.NDArray[np.float32] | None = None,
+    ) -> None: ...
+    @property
+    def codes(self) -> npt.NDArray[np.generic]: ...
+    @property
+    def scales(self) -> npt.NDArray[np.generic] | None: ...
+    @property
+    def zero_points(self) -> npt.NDArray[np.uint8] | None: ...
+    @property
+    def bias(self) -> npt.NDArray[np.float32] | None: ...
+
+def pack_expert(spec: LayerSpec, gate: Matrix | None, up: Matrix, down: Matrix) -> npt.NDArray[np.uint8]:
+    """Permute one expert into its records, uint8 [num_units, record_bytes]. gate is None when not gated.
+
+    gate, up: [I, H]; down: [H, I]. Raises FormatError when a shape or dtype does not fit the spec.
+    """
+
+def unpack_expert(spec: LayerSpec, records: npt.NDArray[np.uint8]) -> tuple[Matrix | None, Matrix, Matrix]:
+    """Undo pack_expert: (gate, up, down), equal to what was packed."""
+
+def quantize_int4(
+    weight: npt.NDArray[np.uint16], source: Dtype, *, search: bool = True, isa: str = ""
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], float, float]:
+    """Symmetric int4, groups of 32 along K, bf16 scales.
+
+    weight: raw bf16 or f16 bits [N, K], `source` says which. Returns codes uint8 [N, K] (q + 8), scales bf16 bits
+    [N, ceil(K / 32)], the squared error and the squared norm of the weight. With `search` each group's scale
+    minimises its squared error over a grid of candidates; without, it is absmax / 7 or so.
+    Raises CheckpointError for NaN or infinite weights.
+    """
+
+def crc32c(data: npt.NDArray[np.uint8] | bytes, crc: int = 0) -> int:
+    """CRC-32C (RFC 3720) of data, continuing from `crc`."""
+
+class LayerFile:
+    """A mapped, validated layer file. Raises FormatError unless it is exactly as FORMAT.md demands."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def spec(self) -> LayerSpec: ...
+    @property
+    def header_crc32c(self) -> int: ...
+    def expert(self, expert: int) -> npt.NDArray[np.uint8]:
+        """A copy of the expert's records, uint8 [num_units, record_bytes]."""
+    def slab_crc32c(self, expert: int) -> int: ...
+    def table_crc32c(self) -> int: ...
+
+class Activation(enum.Enum):
+    SILU = 0
+    SWIGLU_CLAMPED = 1
+    SWIGLUOAI = 2
+    GELU_TANH = 3
+    RELU2 = 4
+
+class Isa(enum.Enum):
+    SCALAR = 0
+    AVX2 = 1
+    AVX512 = 2
+    VNNI = 3
+    BF16 = 4
+    AMX = 5
+
+def isa_levels() -> list[Isa]:
+    """Levels this processor can run, lowest first."""
+
+def kernel_isa(name: str = "") -> Isa:
+    """The level whose kernels run when `name` is selected: that level, or the highest below it that has kernels."""
+
+def select_isa(name: str = "") -> Isa:
+    """The highest usable level, or the named one. Raises UnsupportedIsaError for an unknown or unavailable name."""
+
+class Engine:
+    """Computes routed experts from layer files on one pinned thread pool.
+
+    threads: workers, the calling thread included. isa: a level's name, empty for the highest.
+    activations: "int8" (groups of 32; default) or "float" (weights dequantised, exact activations).
+    cores: logical CPU ids to pin workers to (empty: the process's own CPU set, in order).
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        isa: str = "",
+        activations: str = "int8",
+        cores: Sequence[int] = (),
+    ) -> None: ...
+    def add_layer(
+        self,
+        path: str,
+        *,
+        activation: Activation = ...,
+        alpha: float = 1.0,
+        limit: float = 0.0,
+        unit_begin: int = 0,
+        unit_end: int = -1,
+    ) -> int:
+        """Map a layer file; returns the handle for forward. A unit range makes this engine a tensor-parallel rank."""
+    def forward(
+        self,
+        layer: int,
+        hidden: int,
+        topk_ids: int,
+        topk_weights: int,
+        out: int,
+        *,
+        tokens: int,
+        top_k: int,
+        dtype: str,
+    ) -> None:
+        """out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]).
+
+        hidden, out: addresses of contiguous [tokens, H], dtype "f32", "bf16" or "f16"; topk_ids: int32 [tokens, top_k],
+        negative = no expert; topk_weights: f32 [tokens, top_k]. Releases the GIL. Raises LsgError for an id ≥ E.
+        """
+    @property
+    def isa(self) -> Isa: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def mapped_bytes(self) -> int: ...
+
+def read_bandwidth(threads: int, gib: float = 1.0, streams: int = 4, seconds: float = 1.0) -> float:
+    """Measured DRAM read rate in bytes/s: `threads` readers, `streams` streams each, 2 MiB pages where possible."""

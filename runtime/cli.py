@@ -1,0 +1,148 @@
+"""`lsg-serve`: check a model directory, say what will happen, and become sglang's server.
+
+Invariant: everything that can be known to go wrong is found before sglang starts, in one sentence and exit
+code 1.
+"""
+
+import os
+import shlex
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from lsg import CompatError, LsgError, __version__
+from lsg._core import select_isa
+from lsg.runtime import console, host, launch, settings
+from lsg.runtime.model import RepackedModel, check_ordinary, is_repacked, open_model
+from lsg.runtime.sglang import compat
+
+PLUGIN_GROUP = "sglang.srt.plugins"
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--threads", type=click.IntRange(min=1), help="Engine threads of each serving process.")
+@click.option(
+    "--activations",
+    type=click.Choice(settings.ACTIVATIONS),
+    help="Experts' inputs: int8 in groups of 32 (default), or unrounded.",
+)
+@click.option("--bind", type=click.Choice(["core", "node"]), default="core", help="Pin threads to cores.")
+@click.option("--hybrid/--no-hybrid", default=None, help="--no-hybrid: exactly stock sglang.")
+@click.option("--check", is_flag=True, help="Verify every checksum first; reads all experts.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Tracebacks.")
+@click.version_option(__version__, prog_name="lsg-serve")
+@click.argument("arguments", metavar="[SGLANG_ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+def main(
+    directory: Path,
+    threads: int | None,
+    activations: str | None,
+    bind: str,
+    hybrid: bool | None,
+    check: bool,
+    dry_run: bool,
+    verbose: bool,
+    arguments: tuple[str, ...],
+) -> None:
+    """Serve the model directory DIR with sglang, its routed experts computed by lsg.
+
+    DIR comes from lsg-convert; an ordinary model directory is served by sglang alone. Every option that is
+    not listed here goes to sglang's server as it stands, such as --port 8000 or --tp-size 2.
+    """
+    try:
+        chosen = _settings(threads, activations, bind, hybrid, arguments)
+        model = _open(directory, chosen, check=check)
+        started = launch.plan(
+            directory, model, arguments, chosen, host.observe(), host.gpu_count(), dict(os.environ)
+        )
+        _say(directory, model, chosen, started)
+    except LsgError as error:
+        console.error(error, with_traceback=verbose)
+        raise SystemExit(1) from None
+    if not dry_run:
+        _become(started)
+
+
+def _settings(
+    threads: int | None, activations: str | None, bind: str, hybrid: bool | None, arguments: tuple[str, ...]
+) -> settings.Settings:
+    """The environment's settings with the command line's on top."""
+    environ = dict(os.environ)
+    given = {
+        "threads": (threads, ("LSG_THREADS", "LK_THREADS")),
+        "activations": (activations, ("LSG_ACTIVATIONS",)),
+        "hybrid": (hybrid, ("LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED")),
+    }
+    for value, names in given.values():
+        if value is not None:
+            for name in names:
+                environ.pop(name, None)
+            environ[names[0]] = str(int(value)) if isinstance(value, bool) else str(value)
+    if bind == "node":
+        node = f"--bind {bind}"
+        raise settings.later(node, "binding threads to NUMA nodes")
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in settings.LATER_OPTIONS:
+            raise settings.later(name, settings.LATER_OPTIONS[name])
+    return settings.read(environ)
+
+
+def _open(directory: Path, chosen: settings.Settings, *, check: bool) -> RepackedModel | None:
+    """The repacked model, or None when sglang alone serves the directory."""
+    if not is_repacked(directory):
+        check_ordinary(directory)
+        return None
+    model = open_model(directory)
+    model.check_settings(chosen)
+    if check:
+        for done, _ in enumerate(model.verify(), 1):
+            console.note(f"checksums right: {done} of {len(model.manifest.layers)} layers")
+    compat.check(compat.installed_root())
+    if not any(point.name == launch.PLUGIN for point in entry_points(group=PLUGIN_GROUP)):
+        msg = f"sglang would not find lsg: no {launch.PLUGIN!r} in {PLUGIN_GROUP!r}; install lsg again"
+        raise CompatError(msg)
+    return model
+
+
+def _say(
+    directory: Path, model: RepackedModel | None, chosen: settings.Settings, started: launch.Launch
+) -> None:
+    command = shlex.join(started.argv)
+    if model is None:
+        console.note(f"{directory} was not made by lsg-convert: sglang serves it alone")
+        console.facts([("command", command)])
+        return
+    layers = model.manifest.layers
+    processes = f"{started.processes} process" + ("es" if started.processes > 1 else "")
+    console.note(f"{directory}: {model.manifest.architecture} from {model.manifest.source.model}")
+    console.facts(
+        [
+            (
+                "experts",
+                f"{len(layers)} layers of {layers[0].num_experts} experts, {model.dtypes}, "
+                f"{model.expert_bytes / 1e9:.2f} GB mapped from {directory / 'experts'}",
+            ),
+            (
+                "the rest",
+                "sglang, on the CPU" if started.on_cpu else "sglang, on the GPU, without CUDA graphs",
+            ),
+            (
+                "engine",
+                f"{processes} of {started.threads} threads, {select_isa(chosen.isa).name.lower()}, "
+                f"{chosen.activations} activations; OMP_NUM_THREADS={started.environ['OMP_NUM_THREADS']}",
+            ),
+            (
+                "memory",
+                f"{started.needed_bytes / 1e9:.2f} GB for weights of "
+                f"{host.observe().memory_available_bytes / 1e9:.2f} GB available",
+            ),
+            ("command", command),
+        ]
+    )
+
+
+def _become(started: launch.Launch) -> NoReturn:
+    os.execve(started.argv[0], started.argv, started.environ)

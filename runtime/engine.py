@@ -1,0 +1,209 @@
+"""The process's one engine: maps a model's layer files and computes their routed experts on torch tensors.
+
+Invariant: a process has at most one, since its workers own their cores. Tensors cross into the core as
+addresses, so each one's device, dtype, shape and contiguity is checked here first; lsg links no torch.
+"""
+
+import logging
+import time
+from typing import Final
+
+import torch
+from lsg import CompatError, LsgError, _core
+from lsg.manifest import ActivationSpec
+from lsg.runtime.host import Host
+from lsg.runtime.model import RepackedModel
+from lsg.runtime.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DTYPES: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+ACTIVATIONS: Final = {
+    "silu": _core.Activation.SILU,
+    "swiglu_clamped": _core.Activation.SWIGLU_CLAMPED,
+    "swigluoai": _core.Activation.SWIGLUOAI,
+    "gelu_tanh": _core.Activation.GELU_TANH,
+    "relu2": _core.Activation.RELU2,
+}
+PROGRESS_SECONDS: Final = 5.0
+
+
+def unit_range(num_units: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Units [begin, end) of tensor-parallel rank `rank`: base + remainder, the first ranks take one more.
+
+    Raises CompatError when there are more ranks than units.
+    """
+    if ranks > num_units:
+        msg = f"tensor parallel size {ranks}, but a layer of this model splits into {num_units} units at most"
+        raise CompatError(msg)
+    base, remainder = divmod(num_units, ranks)
+    begin = rank * base + min(rank, remainder)
+    return begin, begin + base + (rank < remainder)
+
+
+class ExpertEngine:
+    """A model's routed experts, or one tensor-parallel rank's slice of them."""
+
+    def __init__(
+        self, model: RepackedModel, settings: Settings, host: Host, *, process: int = 0, processes: int = 1
+    ) -> None:
+        threads = settings.threads or host.default_threads(processes)
+        self.model = model
+        self._staging: dict[torch.device, _Staging] = {}
+        self._core = _core.Engine(
+            threads=threads,
+            isa=settings.isa,
+            activations=settings.activations,
+            cores=host.cpus_for(threads, process, processes),
+        )
+        logger.info(
+            "lsg: %d of %d processes, %d threads, %s, %s activations",
+            process + 1,
+            processes,
+            threads,
+            self._core.isa.name.lower(),
+            settings.activations,
+        )
+
+    def load(self, indices: list[int], *, rank: int = 0, ranks: int = 1) -> dict[int, int]:
+        """Map the layers with these transformer indices; returns each one's handle for `forward`."""
+        handles = {}
+        started = said = time.monotonic()
+        activation = self.model.manifest.activation
+        for done, index in enumerate(indices, 1):
+            layer = self.model.layer(index)
+            path = self.model.path_of(layer)
+            begin, end = unit_range(-(-layer.intermediate_size // layer.unit_rows), rank, ranks)
+            handles[index] = self._core.add_layer(
+                str(path),
+                activation=ACTIVATIONS[activation.kind],
+                alpha=activation.alpha,
+                limit=activation.limit,
+                unit_begin=begin,
+                unit_end=end,
+            )
+            now = time.monotonic()
+            if done == len(indices) or now - said > PROGRESS_SECONDS:
+                said = now
+                mapped_gb = self._core.mapped_bytes / 1e9
+                logger.info(
+                    "lsg: %d of %d expert layers mapped, %.2f GB, %.1f s",
+                    done,
+                    len(indices),
+                    mapped_gb,
+                    now - started,
+                )
+        return handles
+
+    def forward(
+        self, handle: int, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Routed experts' output [tokens, H], in hidden's dtype and on its device.
+
+        hidden: [tokens, H]; topk_ids, topk_weights: [tokens, top_k], negative ids = no expert. On a GPU the
+        tensors travel through pinned buffers, and the current stream is waited for.
+        """
+        if hidden.dtype not in DTYPES:
+            msg = f"hidden states are {hidden.dtype}, but experts compute in {', '.join(DTYPES.values())}"
+            raise CompatError(msg)
+        if (
+            hidden.ndim != 2
+            or topk_ids.shape != topk_weights.shape
+            or hidden.shape[:1] != topk_ids.shape[:-1]
+        ):
+            msg = (
+                f"hidden {list(hidden.shape)}, topk_ids {list(topk_ids.shape)}, topk_weights "
+                f"{list(topk_weights.shape)}; expected [tokens, H] and twice [tokens, top_k]"
+            )
+            raise LsgError(msg)
+        if hidden.shape[0] == 0:
+            return torch.empty_like(hidden)
+        topk_ids = topk_ids.to(torch.int32)
+        topk_weights = topk_weights.to(torch.float32)
+        if hidden.device.type == "cpu":
+            out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+            self._run(handle, hidden.contiguous(), topk_ids.contiguous(), topk_weights.contiguous(), out)
+            return out
+        staging = self._staging.setdefault(hidden.device, _Staging())
+        host_out = staging.fetch(hidden, topk_ids, topk_weights)
+        self._run(handle, *staging.inputs, host_out)
+        return staging.send(host_out, hidden.device)
+
+    def _run(
+        self,
+        handle: int,
+        hidden: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        tokens, top_k = topk_ids.shape
+        self._core.forward(
+            handle,
+            hidden.data_ptr(),
+            topk_ids.data_ptr(),
+            topk_weights.data_ptr(),
+            out.data_ptr(),
+            tokens=tokens,
+            top_k=top_k,
+            dtype=DTYPES[hidden.dtype],
+        )
+
+
+class _Staging:
+    """Pinned host buffers of one GPU, grown to the largest batch seen."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._sent = torch.cuda.Event()
+        self.inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    def fetch(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Copy the inputs to the host, wait for them, and return the buffer for the output."""
+        # The previous output may still be on its way when the caller changed streams.
+        self._sent.synchronize()
+        self.inputs = (
+            self._view("hidden", hidden).copy_(hidden, non_blocking=True),
+            self._view("ids", ids).copy_(ids, non_blocking=True),
+            self._view("weights", weights).copy_(weights, non_blocking=True),
+        )
+        out = self._view("out", hidden)
+        torch.cuda.current_stream(hidden.device).synchronize()
+        return out
+
+    def send(self, out: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Start the copy of the output to the GPU."""
+        result = out.to(device, non_blocking=True)
+        self._sent.record(torch.cuda.current_stream(device))
+        return result
+
+    def _view(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get((name, like.dtype))
+        if buffer is None or buffer.numel() < like.numel():
+            buffer = torch.empty(like.numel(), dtype=like.dtype, pin_memory=True)
+            self._buffers[name, like.dtype] = buffer
+        return buffer[: like.numel()].view(like.shape)
+
+
+_engine: ExpertEngine | None = None
+
+
+def process_engine(
+    model: RepackedModel, settings: Settings, host: Host, *, process: int, processes: int
+) -> ExpertEngine:
+    """The process's engine, made on first use. Raises CompatError when another model has it."""
+    global _engine
+    if _engine is None:
+        _engine = ExpertEngine(model, settings, host, process=process, processes=processes)
+    elif _engine.model != model:
+        msg = f"{model.directory}: this process already computes the experts of {_engine.model.directory}"
+        raise CompatError(msg)
+    return _engine
+
+
+def describe(activation: ActivationSpec) -> str:
+    """An activation in words, for messages."""
+    parameters = [f"alpha {activation.alpha}"] if activation.kind == "swigluoai" else []
+    if activation.kind in ("swigluoai", "swiglu_clamped"):
+        parameters.append(f"limit {activation.limit}")
+    return " ".join([activation.kind, *parameters])

@@ -1,0 +1,165 @@
+"""How sglang is started: its command line and environment, from directory, machine and the user's arguments.
+
+Invariant: pure. The user's own arguments come last and unchanged; what is added before them is what the
+machine demands (a CPU without sglang's GPU path) or what offloaded experts demand, and the user's word
+against it is an error.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsg import CapacityError, CompatError
+from lsg.runtime.host import Host
+from lsg.runtime.model import RepackedModel, resident_bytes
+from lsg.runtime.settings import Settings
+from lsg.runtime.sglang.cpu_standins import DIRECTORY as CPU_STANDINS
+
+PLUGIN = "lsg"
+MODEL_OPTIONS = ("--model-path", "--model")
+TP_OPTIONS = ("--tensor-parallel-size", "--tp-size", "--tp")
+PP_OPTIONS = ("--pipeline-parallel-size", "--pp-size")
+NNODES_OPTIONS = ("--nnodes",)
+# Without --max-total-tokens sglang fills the memory it finds free with KV cache, and touches every page of it
+# before it serves. On a CPU that memory holds the experts, and the touching took 3.6 s per GB.
+CPU_KV_CACHE_BYTES = 4 << 30
+GRAPH_OPTIONS = (
+    "--cuda-graph-backend-decode",
+    "--cuda-graph-backend-prefill",
+    "--cuda-graph-config",
+    "--enable-breakable-cuda-graph",
+    "--enforce-piecewise-cuda-graph",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command to exec, and what was decided on the way."""
+
+    argv: list[str]
+    environ: dict[str, str]
+    threads: int
+    processes: int
+    on_cpu: bool
+    needed_bytes: int
+
+
+def option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """The value of a `--name value` or `--name=value` argument; empty for a bare switch, None when absent."""
+    found = None
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            following = arguments[position + 1 : position + 2]
+            found = value if equals else "".join(item for item in following if not item.startswith("--"))
+    return found
+
+
+def plan(
+    directory: Path,
+    model: RepackedModel | None,
+    arguments: Sequence[str],
+    settings: Settings,
+    host: Host,
+    gpus: int,
+    environ: Mapping[str, str],
+) -> Launch:
+    """Decide everything; `model` is None for an ordinary directory. Raises CompatError and CapacityError."""
+    if option(arguments, MODEL_OPTIONS) is not None:
+        msg = f"the model is named twice: {directory} and {MODEL_OPTIONS[0]}; leave the option out"
+        raise CompatError(msg)
+    on_cpu = option(arguments, ("--device",)) == "cpu" or (
+        gpus == 0 and option(arguments, ("--device",)) is None
+    )
+    processes = _processes(arguments)
+    threads = settings.threads or host.default_threads(processes)
+    child = dict(environ)
+    added: list[str] = []
+    needed = 0
+    if on_cpu:
+        added += _cpu_arguments(arguments)
+        child["SGLANG_USE_CPU_ENGINE"] = "1"
+        child["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_STANDINS), environ.get("PYTHONPATH")]))
+    if model is not None:
+        host.cpus_for(threads, 0, processes)
+        needed = _check_memory(model, host, on_cpu=on_cpu)
+        if on_cpu and option(arguments, ("--max-total-tokens", "--mem-fraction-static")) is None:
+            added += ["--mem-fraction-static", f"{_kv_cache_fraction(host, needed):.3f}"]
+        if not on_cpu:
+            added += _graph_switches(arguments)
+        child = settings.export(child)
+        child.setdefault("OMP_NUM_THREADS", str(_omp_threads(host, threads, processes, on_cpu=on_cpu)))
+        plugins = child.get("SGLANG_PLUGINS", "")
+        if plugins and PLUGIN not in plugins.split(","):
+            child["SGLANG_PLUGINS"] = f"{plugins},{PLUGIN}"
+    argv = [
+        sys.executable,
+        "-m",
+        "sglang.launch_server",
+        MODEL_OPTIONS[0],
+        str(directory),
+        *added,
+        *arguments,
+    ]
+    return Launch(argv, child, threads, processes, on_cpu, needed)
+
+
+def _processes(arguments: Sequence[str]) -> int:
+    """Serving processes that sglang starts on this machine."""
+    sizes = []
+    for names in (TP_OPTIONS, PP_OPTIONS, NNODES_OPTIONS):
+        value = option(arguments, names) or "1"
+        if not value.isdecimal() or int(value) == 0:
+            msg = f"{names[0]} {value}: expected a whole number from 1"
+            raise CompatError(msg)
+        sizes.append(int(value))
+    tensor_parallel, pipeline_parallel, machines = sizes
+    return max(1, tensor_parallel * pipeline_parallel // machines)
+
+
+def _cpu_arguments(arguments: Sequence[str]) -> list[str]:
+    added = []
+    if option(arguments, ("--device",)) is None:
+        added += ["--device", "cpu"]
+    if option(arguments, ("--attention-backend",)) is None:
+        # The default, intel_amx, needs AMX and a build of sgl_kernel for it.
+        added += ["--attention-backend", "torch_native"]
+    return added
+
+
+def _graph_switches(arguments: Sequence[str]) -> list[str]:
+    """Switches that turn CUDA graphs off: the engine's part of a layer cannot be captured yet."""
+    for name in GRAPH_OPTIONS:
+        value = option(arguments, (name,))
+        if value is not None and value != "disabled":
+            msg = f"{name}: CUDA graphs around offloaded experts come in a later version of lsg; leave it out"
+            raise CompatError(msg)
+    return ["--disable-decode-cuda-graph", "--disable-prefill-cuda-graph"]
+
+
+def _check_memory(model: RepackedModel, host: Host, *, on_cpu: bool) -> int:
+    """Bytes of memory needed for weights on this machine. Raises CapacityError when there are not as many."""
+    needed = model.expert_bytes + (resident_bytes(model.directory) if on_cpu else 0)
+    if needed > host.memory_available_bytes:
+        msg = (
+            f"{model.directory}: needs {needed / 1e9:.1f} GB of memory for its weights, but "
+            f"{host.memory_available_bytes / 1e9:.1f} GB are available; use a machine with more, or experts "
+            "of fewer bits (lsg-convert --experts int4)"
+        )
+        raise CapacityError(msg)
+    return needed
+
+
+def _kv_cache_fraction(host: Host, needed: int) -> float:
+    """Half of what the weights leave, up to CPU_KV_CACHE_BYTES, as a share of memory: sglang's unit."""
+    available = max(1, host.memory_available_bytes)
+    return max(0.01, min((available - needed) / 2, CPU_KV_CACHE_BYTES) / available)
+
+
+def _omp_threads(host: Host, threads: int, processes: int, *, on_cpu: bool) -> int:
+    """OpenMP threads of an sglang process: the engine's cores in turn with it, with a GPU the spare ones."""
+    if on_cpu:
+        return threads
+    return max(1, (host.usable_cores - threads * processes) // processes)

@@ -1,0 +1,153 @@
+"""Every environment variable that lsg obeys: the few LSG_* and the original system's LVLLM_* and LK_* names.
+
+Invariant: this is the only module that parses them, and none is ignored. An unknown name, a bad value and a
+feature that this version does not have are CompatErrors that say what would be right.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from lsg import CompatError
+
+PREFIXES: Final = ("LSG_", "LVLLM_", "LK_")
+ACTIVATIONS: Final = ("int8", "float")
+ISAS: Final = ("scalar", "avx2", "avx512", "vnni", "bf16", "amx")
+# LVLLM_MOE_USE_WEIGHT's values, and the lsg-convert option that makes such a directory.
+WEIGHTS: Final = {"INT4": "int4", "TO_DTYPE": "bf16", "KEEP": "keep"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the engine should run.
+
+    isa: a level's name, empty for the highest the processor has. threads: workers of each serving process,
+    None for the default. weights: the kind of experts the user expects in the directory (a value of WEIGHTS),
+    None for any.
+    """
+
+    isa: str = ""
+    threads: int | None = None
+    activations: str = "int8"
+    hybrid: bool = True
+    weights: str | None = None
+
+    def export(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The environment that makes `read` in a child process return these settings."""
+        kept = {name: value for name, value in environ.items() if not name.startswith(PREFIXES)}
+        if self.isa:
+            kept["LSG_ISA"] = self.isa
+        if self.threads is not None:
+            kept["LSG_THREADS"] = str(self.threads)
+        kept["LSG_ACTIVATIONS"] = self.activations
+        if not self.hybrid:
+            kept["LVLLM_MOE_NUMA_ENABLED"] = "0"
+        if self.weights is not None:
+            kept["LVLLM_MOE_USE_WEIGHT"] = next(
+                name for name, kind in WEIGHTS.items() if kind == self.weights
+            )
+        return kept
+
+
+def _switch(name: str, value: str) -> bool:
+    return {"0": False, "1": True}[_one_of(name, value, ("0", "1"))]
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> str:
+    if value not in valid:
+        msg = f"{name}={value}: not a value of {name}; it takes one of {', '.join(valid)}"
+        raise CompatError(msg)
+    return value
+
+
+def _threads(name: str, value: str) -> int:
+    if not value.isdecimal() or int(value) == 0:
+        msg = f"{name}={value}: not a number of threads; it takes a whole number from 1"
+        raise CompatError(msg)
+    return int(value)
+
+
+def _binding(name: str, value: str) -> None:
+    if _one_of(name, value, ("CPU_CORE", "NUMA_NODE")) == "NUMA_NODE":
+        given = f"{name}={value}"
+        raise later(given, "binding threads to NUMA nodes")
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """One accepted name: the field of Settings it sets (None: checked only), and how its value is read."""
+
+    field: str | None
+    parse: Callable[[str, str], object]
+
+
+_ACCEPTED: Final = {
+    "LSG_ISA": _Variable("isa", lambda name, value: _one_of(name, value, ISAS)),
+    "LSG_THREADS": _Variable("threads", _threads),
+    "LSG_ACTIVATIONS": _Variable("activations", lambda name, value: _one_of(name, value, ACTIVATIONS)),
+    "LK_THREADS": _Variable("threads", _threads),
+    "LK_THREAD_BINDING": _Variable(None, _binding),
+    "LVLLM_MOE_NUMA_ENABLED": _Variable("hybrid", _switch),
+    "LK_MOE_HYBRID_ENABLED": _Variable("hybrid", _switch),
+    "LVLLM_MOE_USE_WEIGHT": _Variable(
+        "weights", lambda name, value: WEIGHTS[_one_of(name, value, tuple(WEIGHTS))]
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A feature of the original that this version lacks; `off` values ask for what it does anyway."""
+
+    what: str
+    option: str
+    off: tuple[str, ...] = ("", "0")
+
+
+_RESIDENT = _Later("keeping expert layers in GPU memory", "--resident-layers", off=("",))
+_POWER = _Later("sleeping workers", "--power-saving")
+_LOAD = _Later("choosing how experts are loaded", "--load")
+_PREFILL = _Later("prefill of offloaded experts on the GPU", "--gpu-prefill-min-tokens")
+_PREFETCH = _Later("prefill of offloaded experts on the GPU", "--gpu-prefetch-layers")
+_LATER: Final = {
+    "LVLLM_GPU_RESIDENT_MOE_LAYERS": _RESIDENT,
+    "LK_POWER_SAVING": _POWER,
+    "LVLLM_ENABLE_NUMA_INTERLEAVE": _LOAD,
+    "LK_NUMA_INTERLEAVE": _LOAD,
+    "LVLLM_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
+    "LK_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
+    "LVLLM_GPU_PREFETCH_WINDOW": _PREFETCH,
+    "LK_GPU_PREFETCH_WINDOW": _PREFETCH,
+}
+LATER_OPTIONS: Final = {feature.option: feature.what for feature in _LATER.values()}
+
+
+def later(given: str, what: str) -> CompatError:
+    """The error for something the user asked for that a later version of lsg will do."""
+    return CompatError(f"{given}: {what} comes in a later version of lsg; leave it out")
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment. Raises CompatError for what it cannot obey."""
+    found: dict[str, tuple[str, object]] = {}
+    for name, value in sorted(environ.items()):
+        if not name.startswith(PREFIXES):
+            continue
+        if name in _LATER:
+            feature = _LATER[name]
+            if value not in feature.off:
+                given = f"{name}={value}"
+                raise later(given, feature.what)
+            continue
+        variable = _ACCEPTED.get(name)
+        if variable is None:
+            msg = f"{name}: no such setting; lsg knows {', '.join(sorted(_ACCEPTED | _LATER))}"
+            raise CompatError(msg)
+        parsed = variable.parse(name, value)
+        if variable.field is None:
+            continue
+        other, set_before = found.setdefault(variable.field, (name, parsed))
+        if set_before != parsed:
+            msg = f"{name}={value} contradicts {other}={environ[other]}; set only one of them"
+            raise CompatError(msg)
+    return replace(Settings(), **{field: parsed for field, (_, parsed) in found.items()})  # type: ignore[arg-type]

@@ -1,0 +1,173 @@
+"""Routed experts that sglang does not hold: a FusedMoE method without parameters, computed by the engine.
+
+Invariant: a model that has been loaded through an Offload has this method in every FusedMoE layer with routed
+experts, and each agrees with the manifest in geometry, routing and activation; anything else is a
+CompatError.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lsg import CompatError
+from lsg.manifest import ActivationSpec
+from lsg.runtime import host, settings
+from lsg.runtime.engine import ExpertEngine, describe, process_engine
+from lsg.runtime.model import RepackedModel, open_model
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
+from sglang.srt.layers.moe.topk import TopKOutputChecker
+from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
+
+
+class Offload:
+    """One model being loaded; stands in for its FusedMoE layers' quantisation config."""
+
+    def __init__(self, directory: Path, runner: Any) -> None:
+        self.settings = settings.read(os.environ)
+        self.model = open_model(directory)
+        self.model.check_settings(self.settings)
+        if runner.is_draft_worker:
+            msg = f"{directory}: drafting with the model's own layers comes in a later version of lsg"
+            raise CompatError(msg)
+        if runner.server_args.dp_size > 1:
+            msg = f"{directory}: data parallel serving comes in a later version of lsg; use --tp-size"
+            raise CompatError(msg)
+        self._nodes: int = runner.server_args.nnodes
+        self._methods: list[OffloadedExperts] = []
+
+    def get_name(self) -> str:
+        """Name of the quantisation, as sglang asks for it."""
+        return "lsg"
+
+    def get_quant_method(self, layer: FusedMoE, _prefix: str) -> "OffloadedExperts":
+        """The method of one layer."""
+        method = OffloadedExperts(self.model, layer)
+        self._methods.append(method)
+        return method
+
+    def finish(self, model: torch.nn.Module) -> None:
+        """Check that no layer was missed, then map the layers. Raises CompatError."""
+        for name, layer in model.named_modules():
+            routed = isinstance(layer, FusedMoE) and not getattr(layer, "is_shared_fused_moe", False)
+            if routed and not isinstance(layer.quant_method, OffloadedExperts):
+                msg = (
+                    f"{self.model.directory}: sglang would compute the experts of {name} itself, with "
+                    f"{type(layer.quant_method).__name__} and no weights; is another plugin active?"
+                )
+                raise CompatError(msg)
+        if not self._methods:
+            msg = f"{self.model.directory}: sglang built this model without a single layer of routed experts"
+            raise CompatError(msg)
+        world = torch.distributed.get_world_size() // self._nodes
+        process = torch.distributed.get_rank() % world
+        engine = process_engine(self.model, self.settings, host.observe(), process=process, processes=world)
+        first = self._methods[0]
+        handles = engine.load(
+            [method.layer_id for method in self._methods], rank=first.tp_rank, ranks=first.tp_size
+        )
+        for method in self._methods:
+            method.attach(engine, handles[method.layer_id])
+
+
+class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
+    """The method of one FusedMoE layer."""
+
+    def __init__(self, model: RepackedModel, layer: FusedMoE) -> None:
+        self.layer_id: int = layer.layer_id
+        self.tp_rank: int = layer.moe_tp_rank
+        self.tp_size: int = layer.moe_tp_size
+        self._where = f"{model.directory}: layer {self.layer_id}"
+        self._manifest = model.manifest
+        self._entry = model.layer(self.layer_id)
+        self._engine: ExpertEngine | None = None
+        self._handle = -1
+        self._scale = 1.0
+        if layer.moe_ep_size > 1:
+            msg = f"{self._where}: expert parallel serving comes in a later version of lsg; use --tp-size"
+            raise CompatError(msg)
+        if layer.num_fused_shared_experts:
+            msg = f"{self._where}: shared experts among the routed ones; add --disable-shared-experts-fusion"
+            raise CompatError(msg)
+
+    def attach(self, engine: ExpertEngine, handle: int) -> None:
+        """Tell the method where its experts are."""
+        self._engine, self._handle = engine, handle
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **_extra_weight_attrs: object,
+    ) -> None:
+        """Create none; check that sglang's idea of the layer is the manifest's. Raises CompatError."""
+        self._expect("num_experts", num_experts, self._entry.num_experts)
+        self._expect("hidden_size", hidden_size, self._entry.hidden_size)
+        self._expect(
+            "intermediate_size", intermediate_size_per_partition * self.tp_size, self._entry.intermediate_size
+        )
+
+    def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: Any) -> None:
+        """Check what the layer wants computed. Raises CompatError."""
+        self._expect("top_k", moe_runner_config.top_k, self._manifest.top_k)
+        self._expect("is_gated", moe_runner_config.is_gated, self._entry.gated)
+        self._expect(
+            "activation", describe(activation_of(moe_runner_config)), describe(self._manifest.activation)
+        )
+        for option in ("apply_router_weight_on_input", "no_combine"):
+            if getattr(moe_runner_config, option):
+                msg = f"{self._where}: sglang asks for {option}, which lsg's experts cannot do"
+                raise CompatError(msg)
+        self._scale = moe_runner_config.routed_scaling_factor or 1.0
+
+    def apply(self, layer: torch.nn.Module, dispatch_output: Any) -> Any:
+        """The layer's routed experts, or this rank's partial sum, which the model's own block all-reduces."""
+        hidden = dispatch_output.hidden_states
+        topk = dispatch_output.topk_output
+        if TopKOutputChecker.format_is_bypassed(topk):
+            topk = topk.to_standard(layer_id=self.layer_id)
+        if not TopKOutputChecker.format_is_standard(topk):
+            msg = f"{self._where}: routing comes as {type(topk).__name__}; leave --moe-runner-backend at auto"
+            raise CompatError(msg)
+        if self._engine is None:
+            msg = f"{self._where}: asked to compute before its experts were mapped"
+            raise CompatError(msg)
+        if hidden.is_cuda and torch.cuda.is_current_stream_capturing():
+            msg = (
+                "lsg: CUDA graphs around offloaded experts come in a later version; add --disable-cuda-graph"
+            )
+            raise SystemExit(msg)
+        out = self._engine.forward(self._handle, hidden, topk.topk_ids, topk.topk_weights)
+        if hidden.is_cuda and self._scale != 1.0:
+            # Only on a GPU do sglang's own runners scale the sum; on a CPU the model's code does it.
+            out.mul_(self._scale)
+        return StandardCombineInput(hidden_states=out)
+
+    def _expect(self, name: str, found: object, expected: object) -> None:
+        if found != expected:
+            msg = (
+                f"{self._where}: sglang builds it with {name} = {found}, the manifest says {expected}; "
+                "config.json and experts/ are not from the same conversion"
+            )
+            raise CompatError(msg)
+
+
+def activation_of(config: Any) -> ActivationSpec:
+    """A MoeRunnerConfig's activation in the manifest's words. Raises CompatError."""
+    limit = config.gemm1_clamp_limit if config.gemm1_clamp_limit is not None else config.swiglu_limit
+    if config.activation == "silu" and config.gemm1_alpha is not None:
+        return ActivationSpec(kind="swigluoai", alpha=config.gemm1_alpha, limit=limit or 0.0)
+    if config.activation == "silu" and limit is not None:
+        return ActivationSpec(kind="swiglu_clamped", alpha=1.0, limit=limit)
+    if config.activation == "silu":
+        return ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
+    if config.activation == "gelu":
+        return ActivationSpec(kind="gelu_tanh", alpha=1.0, limit=0.0)
+    if config.activation == "relu2" and not config.is_gated:
+        return ActivationSpec(kind="relu2", alpha=1.0, limit=0.0)
+    msg = f"sglang asks for the activation {config.activation!r}, which lsg's experts do not have"
+    raise CompatError(msg)
