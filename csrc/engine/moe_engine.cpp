@@ -103,7 +103,7 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
           .bias = s.bias_bytes == 0 ? nullptr : reinterpret_cast<const float*>(base + s.bias) + block_begin * kBlockN,
           .blocks = block_end - block_begin,
           .k_tiles = s.k_tiles,
-          .tiles_per_scale = s.scale_groups == 0 ? s.k_tiles : CeilDiv(s.k_tiles, s.scale_groups),
+          .tiles_per_scale = s.scale_groups <= 1 ? s.k_tiles : static_cast<int>(format.scale_k) / kTileK,
           .scale_groups = s.scale_groups};
 }
 

@@ -47,7 +47,7 @@ LayerSpec ReadSpec(const Mapping& mapping, const std::string& path) {
     LayerSpec spec = LayerSpec::Decode(std::span<const std::byte, kHeaderBytes>(mapping.data, kHeaderBytes), path);
     if (mapping.bytes != spec.file_bytes()) {
       throw FormatError(path + ": " + std::to_string(mapping.bytes) + " bytes, but its header says " +
-                        std::to_string(spec.file_bytes()) + "; the file was cut short, copy or convert it again");
+                        std::to_string(spec.file_bytes()) + "; copy or convert it again");
     }
     return spec;
   } catch (...) {

@@ -243,9 +243,15 @@ LayerSpec LayerSpec::Decode(std::span<const std::byte, kHeaderBytes> header, std
   Require((raw.flags & ~kFlagGated) == 0, file + ": unknown flags in the header");
   Require(raw.unit_rows != 0, file + ": unit_rows is 0");
 
-  LayerSpec spec({raw.layer_index, raw.num_experts, raw.hidden_size, raw.intermediate_size, raw.unit_rows,
-                  (raw.flags & kFlagGated) != 0},
-                 FromRaw(raw.gate_up, file), FromRaw(raw.down, file));
+  const LayerSpec spec = [&] {
+    try {
+      return LayerSpec({raw.layer_index, raw.num_experts, raw.hidden_size, raw.intermediate_size,
+                        raw.unit_rows, (raw.flags & kFlagGated) != 0},
+                       FromRaw(raw.gate_up, "gate_up"), FromRaw(raw.down, "down"));
+    } catch (const FormatError& error) {
+      throw FormatError(file + ": " + error.what() + "; the file is damaged");
+    }
+  }();
   // Everything derived, and the zero bytes, at once: the one right header for this geometry is known.
   const auto expected = spec.Encode();
   Require(std::memcmp(expected.data(), header.data(), kHeaderBytes) == 0,

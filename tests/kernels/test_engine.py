@@ -1,0 +1,210 @@
+"""The engine against the float64 oracle, on every ISA level this processor has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layers import FORMATS, RandomLayer, bf16_bits, bf16_value, forward, oracle, random_layer
+
+from lsg import LsgError, _core
+
+ISAS = [isa.name.lower() for isa in _core.isa_levels() if _core.kernel_isa(isa.name.lower()) == isa]
+# H and I: multiples of everything; tails on both sides of a tile, a group and a block; smaller than one tile.
+SHAPES = [(128, 96), (80, 48), (97, 33), (65, 31), (31, 129), (8, 5)]
+# Around the kernels' token block (4), the fused limit (32) and the workspace chunk (1024).
+TOKENS = [1, 2, 3, 4, 5, 16, 33]
+
+
+def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
+    ids = np.stack([rng.permutation(experts)[:top_k] for _ in range(tokens)]).astype(np.int32)
+    return ids, rng.uniform(0.1, 1, size=(tokens, top_k)).astype(np.float32)
+
+
+def check(layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation) -> None:
+    rng = np.random.default_rng(tokens)
+    hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
+    ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
+    got = forward(engine, handle, hidden, ids, weights)
+    want, bound = oracle(layer, hidden, ids, weights, int8=int8, **activation)
+    excess = np.abs(got - want) / np.maximum(bound, 1e-30)
+    assert np.isfinite(got).all()
+    assert excess.max() <= 1, f"error {np.abs(got - want).max():.3g} is {excess.max():.3g} of the bound"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_shapes_and_batches(tmp_path: Path, fmt: str, activations: str, isa: str):
+    engine = _core.Engine(threads=2, isa=isa, activations=activations)
+    for hidden, intermediate in SHAPES:
+        layer = random_layer(tmp_path / f"{hidden}.lsgb", fmt=fmt, hidden=hidden, intermediate=intermediate)
+        handle = engine.add_layer(str(layer.path))
+        int8 = activations == "int8" and FORMATS[fmt].dtype == _core.Dtype.INT4
+        for tokens in TOKENS:
+            check(layer, engine, handle, tokens, int8)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("kind", list(_core.Activation))
+def test_activations(tmp_path: Path, kind: _core.Activation, gated: bool, isa: str):
+    layer = random_layer(tmp_path / "a.lsgb", fmt="bf16", hidden=96, intermediate=80, gated=gated)
+    engine = _core.Engine(threads=1, isa=isa, activations="float")
+    clamped = kind in (_core.Activation.SWIGLU_CLAMPED, _core.Activation.SWIGLUOAI)
+    if clamped and not gated:
+        pytest.skip("the clamped activations exist with a gate only")
+    params = {"alpha": 1.702, "limit": 0.7} if clamped else {"alpha": 1.0, "limit": 0.0}
+    handle = engine.add_layer(str(layer.path), activation=kind, **params)
+    for tokens in (1, 5, 40):
+        check(layer, engine, handle, tokens, int8=False, kind=kind, **params)
+
+
+@pytest.mark.parametrize("unit_rows", [32, 64, 128])
+@pytest.mark.parametrize("fmt", ["int4-f16-g128", "bf16"])
+def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
+    layer = random_layer(tmp_path / "u.lsgb", fmt=fmt, hidden=160, intermediate=200, unit_rows=unit_rows)
+    engine = _core.Engine(threads=2)
+    handle = engine.add_layer(str(layer.path))
+    for tokens in (1, 6, 35):
+        check(layer, engine, handle, tokens, int8=fmt != "bf16")
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "bf16", "f16"])
+def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, activations: str):
+    layer = random_layer(tmp_path / "b.lsgb", fmt=fmt, hidden=200, intermediate=130, experts=8)
+    rng = np.random.default_rng(1)
+    for tokens in (1, 3, 20, 50):
+        hidden = rng.normal(size=(tokens, 200)).astype(np.float32)
+        ids, weights = routing(rng, tokens, 8, 4)
+        results = set()
+        for isa in ISAS:
+            for threads in (1, 2, 5):
+                engine = _core.Engine(threads=threads, isa=isa, activations=activations)
+                handle = engine.add_layer(str(layer.path))
+                results.add(forward(engine, handle, hidden, ids, weights).tobytes())
+        assert len(results) == 1
+
+
+def test_unit_ranges_add_up(tmp_path: Path):
+    layer = random_layer(tmp_path / "p.lsgb", fmt="bf16", hidden=96, intermediate=200)
+    engine = _core.Engine(threads=1, activations="float")
+    units = layer.spec.num_units
+    assert units == 7
+    whole = engine.add_layer(str(layer.path))
+    parts = [
+        engine.add_layer(str(layer.path), unit_begin=begin, unit_end=end) for begin, end in [(0, 3), (3, 5), (5, 7), (7, 7)]
+    ]
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(5, 96)).astype(np.float32)
+    ids, weights = routing(rng, 5, 4, 2)
+    want, bound = oracle(layer, hidden, ids, weights, int8=False)
+    total = sum(forward(engine, part, hidden, ids, weights).astype(np.float64) for part in parts)
+    assert (np.abs(total - want) <= bound + 4 * 2.0**-24 * np.abs(want)).all()
+    assert not forward(engine, parts[3], hidden, ids, weights).any(), "a rank without units gives zero"
+    assert (np.abs(forward(engine, whole, hidden, ids, weights) - want) <= bound).all()
+
+
+@pytest.mark.parametrize(("dtype", "unit_roundoff"), [("bf16", 2.0**-8), ("f16", 2.0**-11)])
+def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff: float):
+    layer = random_layer(tmp_path / "h.lsgb", fmt="int4-bf16-g32", hidden=96, intermediate=64)
+    engine = _core.Engine(threads=2)
+    handle = engine.add_layer(str(layer.path))
+    rng = np.random.default_rng(0)
+    for tokens in (1, 40):
+        values = rng.normal(size=(tokens, 96))
+        if dtype == "bf16":
+            bits = bf16_bits(values)
+            exact = bf16_value(bits)
+        else:
+            bits = values.astype(np.float16).view(np.uint16)
+            exact = bits.view(np.float16).astype(np.float64)
+        ids, weights = routing(rng, tokens, 4, 2)
+        got = forward(engine, handle, bits, ids, weights, dtype)
+        got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
+        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=True)
+        # bf16 keeps 8 significant bits: rounding to nearest is off by at most 2⁻⁹ of the value; f16's subnormals by 2⁻²⁵.
+        assert (np.abs(got_value - want) <= bound * 1.01 + unit_roundoff / 2 * np.abs(want) * 1.01 + 2.0**-25).all()
+
+
+def test_padding_routes_nowhere(tmp_path: Path):
+    layer = random_layer(tmp_path / "n.lsgb", fmt="int4-bf16-g32", hidden=64, intermediate=64)
+    engine = _core.Engine(threads=2)
+    handle = engine.add_layer(str(layer.path))
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(40, 64)).astype(np.float32)
+    ids, weights = routing(rng, 40, 4, 3)
+    ids[5] = -1
+    ids[7, 1] = -1
+    for tokens in (8, 40):
+        got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=True)
+        assert not got[5].any()
+        assert (np.abs(got - want) <= bound).all()
+    none = forward(engine, handle, hidden[:1], np.full((1, 3), -1, np.int32), weights[:1])
+    assert not none.any()
+
+
+def test_no_tokens(tmp_path: Path):
+    layer = random_layer(tmp_path / "z.lsgb", fmt="bf16", hidden=64, intermediate=64)
+    engine = _core.Engine(threads=2)
+    handle = engine.add_layer(str(layer.path))
+    engine.forward(handle, 0, 0, 0, 0, tokens=0, top_k=3, dtype="bf16")
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_inputs_stay_in_their_token(tmp_path: Path, bad: float, activations: str):
+    layer = random_layer(tmp_path / "i.lsgb", fmt="int4-bf16-g32", hidden=64, intermediate=64)
+    engine = _core.Engine(threads=2, activations=activations)
+    handle = engine.add_layer(str(layer.path))
+    rng = np.random.default_rng(0)
+    for tokens in (6, 40):
+        hidden = rng.normal(size=(tokens, 64)).astype(np.float32)
+        ids, weights = routing(rng, tokens, 4, 2)
+        clean = forward(engine, handle, hidden, ids, weights)
+        hidden[3, 17] = bad
+        got = forward(engine, handle, hidden, ids, weights)
+        assert not np.isfinite(got[3]).any()
+        others = np.arange(tokens) != 3
+        assert (got[others] == clean[others]).all()
+
+
+def test_many_tokens_pass_in_chunks(tmp_path: Path):
+    layer = random_layer(tmp_path / "c.lsgb", fmt="int4-bf16-g32", hidden=32, intermediate=32)
+    engine = _core.Engine(threads=2)
+    check(layer, engine, engine.add_layer(str(layer.path)), 1030, int8=True)
+
+
+def test_bad_calls_are_refused(tmp_path: Path):
+    layer = random_layer(tmp_path / "e.lsgb", fmt="bf16", hidden=64, intermediate=64)
+    engine = _core.Engine(threads=1)
+    handle = engine.add_layer(str(layer.path))
+    hidden, weights = np.zeros((1, 64), np.float32), np.ones((1, 1), np.float32)
+    with pytest.raises(LsgError, match="expert 4 for token 0, but the layer has 4 experts"):
+        forward(engine, handle, hidden, np.array([[4]], np.int32), weights)
+    with pytest.raises(LsgError, match="no layer with handle 1"):
+        forward(engine, 1, hidden, np.array([[0]], np.int32), weights)
+    with pytest.raises(LsgError, match="dtype must be f32, bf16 or f16"):
+        forward(engine, handle, hidden, np.array([[0]], np.int32), weights, "f64")
+    with pytest.raises(LsgError, match="hidden is a null pointer"):
+        engine.forward(handle, 0, 0, 0, 0, tokens=1, top_k=1, dtype="f32")
+    with pytest.raises(LsgError, match="units 1 to 9 asked for, but it has 2"):
+        engine.add_layer(str(layer.path), unit_begin=1, unit_end=9)
+    with pytest.raises(LsgError, match="at least 1 thread"):
+        _core.Engine(threads=0)
+    with pytest.raises(LsgError, match="activations must be int8 or float"):
+        _core.Engine(threads=1, activations="fp8")
+    with pytest.raises(LsgError, match="cannot be pinned to core 100000"):
+        _core.Engine(threads=2, cores=[100000])
+
+
+def test_formats_without_a_kernel_are_refused(tmp_path: Path):
+    fp8 = _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F32, scale_rows=32, scale_k=128)
+    spec = _core.LayerSpec(
+        layer_index=0, num_experts=1, hidden_size=64, intermediate_size=64, gated=True, gate_up=fp8, down=fp8
+    )
+    path = tmp_path / "fp8.lsgb"
+    path.write_bytes(spec.header().ljust(spec.file_bytes, b"\0"))
+    with pytest.raises(_core.FormatError, match="no kernel for fp8_e4m3 with f32 scales yet"):
+        _core.Engine(threads=1).add_layer(str(path))
