@@ -23,9 +23,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def describe(threads: int) -> dict[str, Any]:
     """The facts that decide what a measurement is worth."""
+    # Results and the tables made of them do not change what is measured.
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
     return {
         "name": name(),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else ""),
         "cpu": _cpu_model(),
         "isa": lsg._core.select_isa().name.lower(),
         "logical_cpus": len(os.sched_getaffinity(0)),
@@ -46,8 +48,9 @@ def name() -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    """Median, lowest and highest, to six digits."""
+    chosen = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {name: float(f"{value:.6g}") for name, value in chosen.items()}
 
 
 def save(what: str, machine: dict[str, Any], **body: object) -> Path:

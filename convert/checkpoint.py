@@ -83,7 +83,11 @@ class Checkpoint:
         fd = self._fds[tensor.shard]
         done = 0
         while done < len(buffer):
-            count = os.preadv(fd, [buffer[done:]], tensor.offset + start + done)
+            try:
+                count = os.preadv(fd, [buffer[done:]], tensor.offset + start + done)
+            except OSError as error:
+                error.filename = str(self.directory / tensor.shard)
+                raise
             if count == 0:
                 where = self.directory / tensor.shard
                 msg = f"{where}: ended inside {tensor.name}; the file changed while it was read"

@@ -85,7 +85,9 @@ def main(
         progress.close()
         if verbose:
             traceback.print_exc()
-        _fail(str(error) if isinstance(error, LsgError) else f"{error.filename or out}: {error.strerror}", 1)
+        if isinstance(error, OSError):
+            _fail(f"{error.filename or out}: {error.strerror or error}", 1)
+        _fail(str(error), 1)
     progress.close()
     if as_json:
         console.write_json(sys.stdout, "summary", asdict(summary))
@@ -117,5 +119,5 @@ def _sentence(summary: Summary) -> str:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    click.secho(f"lsg-convert: {' '.join(sentence.split())}", fg="red", err=True)
+    click.secho(f"lsg-convert: {' '.join(sentence.splitlines())}", fg="red", err=True)
     sys.exit(code)

@@ -10,11 +10,11 @@ from queue import SimpleQueue
 from typing import Final
 
 from lsg import CheckpointError
-from lsg._core import Matrix, crc32c, pack_expert
+from lsg._core import Matrix, PanelFormat, crc32c, pack_expert
 from lsg.convert.journal import Journal, SlabDone
 from lsg.convert.schedule import LayerPlan, Plan
-from lsg.convert.sources import Expert, Source
-from lsg.convert.targets import Target
+from lsg.convert.sources import Source
+from lsg.convert.targets import Converted, Target
 from lsg.convert.writer import LayerWriter
 
 Slabs = dict[tuple[int, int], SlabDone]
@@ -37,8 +37,7 @@ def convert_experts(
 ) -> Slabs:
     """Convert every expert that is not among `kept`; all slabs, by (layer, expert), once they are durable.
 
-    Interrupted with Ctrl-C, it lets running experts finish and journals them. Raises CheckpointError,
-    OSError.
+    After Ctrl-C it lets the running experts finish and journals them. Raises CheckpointError, OSError.
     """
     slabs = dict(kept)
     committer = _Committer(writers, journal)
@@ -114,25 +113,22 @@ def _convert_expert(
     source: Source, target: Target, layer: LayerPlan, writer: LayerWriter, expert: int
 ) -> SlabDone:
     found = source.read(layer.source, expert)
-    matrices: list[Matrix | None] = []
-    errors: list[tuple[float, float] | None] = []
-    for name, matrix in zip(Expert._fields, found, strict=True):
-        if matrix is None:
-            matrices.append(None)
-            errors.append(None)
-            continue
-        panel = layer.source.down if name == "down" else layer.source.gate_up
+
+    def convert(name: str, matrix: Matrix, panel: PanelFormat) -> Converted:
         try:
-            converted = target.convert(matrix, panel)
+            return target.convert(matrix, panel)
         except CheckpointError as error:
             msg = f"{layer.source.prefix}.{expert}.{name}_proj: {error}"
             raise CheckpointError(msg) from error
-        matrices.append(converted.matrix)
-        errors.append(converted.error)
-    gate, up, down = matrices
-    if up is None or down is None:
-        msg = f"{layer.source.prefix}.{expert}: has no up or down projection"
-        raise CheckpointError(msg)
-    records = pack_expert(layer.spec, gate, up, down)
+
+    gate = None if found.gate is None else convert("gate", found.gate, layer.source.gate_up)
+    up = convert("up", found.up, layer.source.gate_up)
+    down = convert("down", found.down, layer.source.down)
+    records = pack_expert(layer.spec, gate.matrix if gate else None, up.matrix, down.matrix)
     writer.write_slab(expert, records)
-    return SlabDone(layer.source.index, expert, crc32c(records.reshape(-1)), errors)
+    return SlabDone(
+        layer=layer.source.index,
+        expert=expert,
+        crc32c=crc32c(records.reshape(-1)),
+        errors=[gate.error if gate else None, up.error, down.error],
+    )

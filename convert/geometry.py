@@ -6,13 +6,17 @@ which is copied unchanged.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from lsg import CheckpointError
 from lsg.manifest import ActivationSpec
 
-_NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_NUM_EXPERTS_KEYS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
+_ACTIVATIONS: Final[Mapping[str, Literal["silu", "gelu_tanh"]]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,10 @@ def _positive(value: object, name: str, where: str) -> int:
 
 
 def _activation(text: Mapping[str, Any], where: str) -> ActivationSpec:
-    name = text.get("hidden_act")
+    name = str(text.get("hidden_act"))
     if text.get("swiglu_limit") is not None:
         name = f"{name} with swiglu_limit"
     if name not in _ACTIVATIONS:
         msg = f"{where}: activation {name!r} is not supported; known are {', '.join(sorted(_ACTIVATIONS))}"
         raise CheckpointError(msg)
-    return ActivationSpec(kind="silu" if _ACTIVATIONS[name] == "silu" else "gelu_tanh", alpha=1.0, limit=0.0)
+    return ActivationSpec(kind=_ACTIVATIONS[name], alpha=1.0, limit=0.0)

@@ -1,7 +1,7 @@
 """One conversion from start to finish.
 
 Invariant: everything that can be wrong with the headers of the source, the options or the disk is found
-before the first byte is written; after that, every finished slab is kept whatever happens.
+before the first byte is written; after that, a finished slab is kept unless the source itself proves bad.
 """
 
 import errno

@@ -72,11 +72,10 @@ class Journal:
 
     def __init__(self, path: Path, identity: Identity) -> None:
         """Open or create; `found` is whose journal it was, None for a new one. Raises LsgError."""
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.entries: list[Entry] = []
         self.found: Identity | None = None
         good_bytes = 0
-        for line, payload in _whole_lines(path.read_bytes()):
+        for line, payload in _whole_lines(path.read_bytes() if path.exists() else b""):
             try:
                 record = msgspec.json.decode(payload, type=Identity | SlabDone | ResidentDone)
             except msgspec.ValidationError as error:
@@ -90,6 +89,7 @@ class Journal:
             else:
                 self.entries.append(record)
             good_bytes += len(line)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.ftruncate(self._fd, good_bytes)
         os.lseek(self._fd, good_bytes, os.SEEK_SET)
         if self.found is None:

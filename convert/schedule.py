@@ -107,6 +107,6 @@ def plan_resident(tensors: Iterable[Tensor], file_bytes: int = RESIDENT_FILE_BYT
 
 
 def _item_bits(dtype: str) -> int:
-    """Bits of an item, as safetensors' names of dtypes tell them: F32, BF16, F8_E4M3, U8; BOOL takes a byte."""
+    """Bits of an item, read off safetensors' name of its dtype: F32, BF16, F8_E4M3; BOOL is a byte."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8

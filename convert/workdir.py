@@ -106,8 +106,8 @@ def check_room(out: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if needed_bytes > free + taken:
         msg = (
-            f"{out.parent}: the repacked model takes {needed_bytes / 1e9:.2f} GB, "
-            f"but only {(free + taken) / 1e9:.2f} GB are free; make room or choose another disk"
+            f"{out.parent}: the repacked model takes {_size(needed_bytes)}, "
+            f"but only {_size(free + taken)} are free; make room or choose another disk"
         )
         raise CapacityError(msg)
 
@@ -116,8 +116,8 @@ def disk_full(work: WorkDirectory, needed_bytes: int) -> CapacityError:
     """What to say when the disk ran full in spite of `check_room`."""
     free = shutil.disk_usage(work.partial).free
     return CapacityError(
-        f"{work.out.parent}: disk full, {free / 1e9:.2f} GB free and the whole model takes "
-        f"{needed_bytes / 1e9:.2f} GB; what is done is kept: make room and run the same command again"
+        f"{work.out.parent}: disk full, {_size(free)} free and the whole model takes "
+        f"{_size(needed_bytes)}; what is done is kept: make room and run the same command again"
     )
 
 
@@ -141,6 +141,10 @@ def _lock(partial: Path, stack: ExitStack) -> None:
     if not held:
         msg = f"{partial}: another lsg-convert is working here; wait for it or choose another output"
         raise LsgError(msg)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
 
 
 def fsync(path: Path) -> None:

@@ -123,7 +123,7 @@ def _say(
             (
                 "experts",
                 f"{len(layers)} layers of {layers[0].num_experts} experts, {model.dtypes}, "
-                f"{model.expert_bytes / 1e9:.2f} GB mapped from {directory / 'experts'}",
+                f"{console.size(model.expert_bytes)} mapped from {directory / 'experts'}",
             ),
             (
                 "the rest",
@@ -136,8 +136,8 @@ def _say(
             ),
             (
                 "memory",
-                f"{started.needed_bytes / 1e9:.2f} GB for weights of "
-                f"{host.observe().memory_available_bytes / 1e9:.2f} GB available",
+                f"{console.size(started.needed_bytes)} for weights of "
+                f"{console.size(host.observe().memory_available_bytes)} available",
             ),
             ("command", command),
         ]

@@ -12,6 +12,16 @@ from rich.text import Text
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def size(count: int) -> str:
+    """Bytes in words: the largest decimal unit that leaves a digit before the point."""
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.4g} {unit}"
+
+
 def note(message: str) -> None:
     """One line about what is being done."""
     _stderr.print(f"[bold]lsg-serve[/bold] {escape(message)}")

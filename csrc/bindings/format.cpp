@@ -26,6 +26,7 @@ struct Matrix {
   std::optional<py::array> scales;
   std::optional<Bytes> zero_points;
   std::optional<py::array_t<float, py::array::c_style>> bias;
+  std::optional<float> global_scale;
 };
 
 std::string ShapeOf(const py::array& array) {
@@ -44,7 +45,7 @@ void RequireArray(const py::array& array, const std::string& what, py::ssize_t r
 }
 
 // Checks a matrix against its format and takes its addresses.
-MatrixView ViewOf(const Matrix& matrix, const PanelFormat& format, int rows, int cols, const std::string& name) {
+MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols, const std::string& name) {
   MatrixView view;
   view.rows = rows;
   view.cols = cols;
@@ -53,8 +54,9 @@ MatrixView ViewOf(const Matrix& matrix, const PanelFormat& format, int rows, int
   view.scale_cols = SourceScaleCols(format, cols);
   const bool wants_scales = format.scale_dtype != ScaleDtype::kNone;
   if (wants_scales != matrix.scales.has_value() || format.zero_point != matrix.zero_points.has_value() ||
-      format.bias != matrix.bias.has_value()) {
-    throw FormatError(name + ": scales, zero points and bias must be there exactly when the panel format has them");
+      format.bias != matrix.bias.has_value() || format.global_scale != matrix.global_scale.has_value()) {
+    throw FormatError(
+        name + ": scales, zero points, bias and global scale must be there exactly when the panel format has them");
   }
   const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
   if (wants_scales) {
@@ -71,6 +73,7 @@ MatrixView ViewOf(const Matrix& matrix, const PanelFormat& format, int rows, int
     }
     view.bias = const_cast<float*>(matrix.bias->data());
   }
+  if (format.global_scale) view.global_scale = &*matrix.global_scale;
   return view;
 }
 
@@ -93,31 +96,44 @@ Matrix EmptyMatrix(const PanelFormat& format, int rows, int cols) {
     return array;
   };
   Matrix matrix{zeros(BitsOf(format.dtype) == 16 ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(), {rows, cols}),
-                {}, {}, {}};
+                {}, {}, {}, {}};
   const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
   const int scale_cols = SourceScaleCols(format, cols);
   if (scale_cols > 0) matrix.scales = zeros(ScaleNumpyDtype(format.scale_dtype), {scale_rows, scale_cols});
   if (format.zero_point) matrix.zero_points = Bytes(zeros(py::dtype::of<uint8_t>(), {scale_rows, scale_cols}));
   if (format.bias) matrix.bias = py::array_t<float, py::array::c_style>(zeros(py::dtype::of<float>(), {rows}));
+  if (format.global_scale) matrix.global_scale = 0.0f;
   return matrix;
 }
 
-// What belongs to the expert table has no writer yet; refuse rather than lose it.
-void RequireNoTable(const LayerSpec& spec) {
-  if (spec.table_bytes() != 0) {
-    throw FormatError("this lsg cannot pack expert tables (down bias, global scales, row scales) yet");
+// One expert's arrays, checked against the layer's geometry and formats.
+struct Expert {
+  std::optional<Matrix> gate;
+  Matrix up, down;
+
+  ExpertView View(const LayerSpec& spec) {
+    const LayerGeometry& g = spec.geometry();
+    const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
+    if (gate.has_value() != g.gated) throw FormatError("gate must be given exactly when the layer is gated");
+    ExpertView view;
+    if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
+    view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
+    view.down = ViewOf(down, spec.down(), hidden, intermediate, "down");
+    return view;
   }
+};
+
+uint32_t CheckedExpert(const LayerSpec& spec, int64_t expert) {
+  if (expert < 0 || expert >= spec.geometry().num_experts) {
+    throw FormatError("no expert " + std::to_string(expert) + " in a layer of " +
+                      std::to_string(spec.geometry().num_experts));
+  }
+  return static_cast<uint32_t>(expert);
 }
 
 Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matrix& up, const Matrix& down) {
-  RequireNoTable(spec);
-  const LayerGeometry& g = spec.geometry();
-  const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
-  if (gate.has_value() != g.gated) throw FormatError("gate must be given exactly when the layer is gated");
-  ExpertView view;
-  if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
-  view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
-  view.down = ViewOf(down, spec.down(), hidden, intermediate, "down");
+  Expert expert{gate, up, down};
+  const ExpertView view = expert.View(spec);
   Bytes records({static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
   auto* out = reinterpret_cast<std::byte*>(records.mutable_data());
   const py::gil_scoped_release release;
@@ -125,32 +141,37 @@ Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matri
   return records;
 }
 
-py::tuple Unpack(const LayerSpec& spec, const Bytes& records) {
-  RequireNoTable(spec);
+py::list PackTable(const LayerSpec& spec, int64_t index, const std::optional<Matrix>& gate, const Matrix& up,
+                   const Matrix& down) {
+  Expert expert{gate, up, down};
+  py::list writes;
+  for (const TableEntry& entry : TableEntries(spec, CheckedExpert(spec, index), expert.View(spec))) {
+    writes.append(py::make_tuple(spec.table_offset() + entry.offset,
+                                 py::bytes(static_cast<const char*>(entry.data), entry.bytes)));
+  }
+  return writes;
+}
+
+py::tuple Unpack(const LayerSpec& spec, const Bytes& records, const std::optional<Bytes>& table, int64_t index) {
   RequireArray(records, "records", spec.num_units(), static_cast<py::ssize_t>(spec.record_bytes()), 1);
+  if (spec.table_bytes() != 0 && (!table || table->nbytes() != static_cast<py::ssize_t>(spec.table_bytes()))) {
+    throw FormatError("this layer has an expert table of " + std::to_string(spec.table_bytes()) +
+                      " bytes, which unpack_expert needs");
+  }
   const LayerGeometry& g = spec.geometry();
   const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
-  std::optional<Matrix> gate;
-  if (g.gated) gate = EmptyMatrix(spec.gate_up(), intermediate, hidden);
-  Matrix up = EmptyMatrix(spec.gate_up(), intermediate, hidden);
-  Matrix down = EmptyMatrix(spec.down(), hidden, intermediate);
-  ExpertView view;
-  if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
-  view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
-  view.down = ViewOf(down, spec.down(), hidden, intermediate, "down");
+  Expert expert{{}, EmptyMatrix(spec.gate_up(), intermediate, hidden), EmptyMatrix(spec.down(), hidden, intermediate)};
+  if (g.gated) expert.gate = EmptyMatrix(spec.gate_up(), intermediate, hidden);
+  const ExpertView view = expert.View(spec);
   {
     const auto* in = reinterpret_cast<const std::byte*>(records.data());
     const py::gil_scoped_release release;
     UnpackExpert(spec, in, view);
   }
-  return py::make_tuple(gate ? py::cast(*gate) : py::none(), up, down);
-}
-
-uint32_t CheckedExpert(const LayerFile& file, int64_t expert) {
-  if (expert < 0 || expert >= file.spec().geometry().num_experts) {
-    throw Error(file.path() + ": no expert " + std::to_string(expert));
+  for (const TableEntry& entry : TableEntries(spec, CheckedExpert(spec, index), view)) {
+    std::memcpy(entry.data, table->data() + entry.offset, entry.bytes);
   }
-  return static_cast<uint32_t>(expert);
+  return py::make_tuple(expert.gate ? py::cast(*expert.gate) : py::none(), expert.up, expert.down);
 }
 
 }  // namespace
@@ -232,18 +253,23 @@ void BindFormat(py::module_& module) {
 
   py::class_<Matrix>(module, "Matrix")
       .def(py::init([](py::array codes, std::optional<py::array> scales, std::optional<Bytes> zero_points,
-                       std::optional<py::array_t<float, py::array::c_style>> bias) {
-             return Matrix{std::move(codes), std::move(scales), std::move(zero_points), std::move(bias)};
+                       std::optional<py::array_t<float, py::array::c_style>> bias,
+                       std::optional<float> global_scale) {
+             return Matrix{std::move(codes), std::move(scales), std::move(zero_points), std::move(bias), global_scale};
            }),
            py::arg("codes"), py::arg("scales") = py::none(), py::arg("zero_points") = py::none(),
-           py::arg("bias") = py::none())
+           py::arg("bias") = py::none(), py::arg("global_scale") = py::none())
       .def_readonly("codes", &Matrix::codes)
       .def_readonly("scales", &Matrix::scales)
       .def_readonly("zero_points", &Matrix::zero_points)
-      .def_readonly("bias", &Matrix::bias);
+      .def_readonly("bias", &Matrix::bias)
+      .def_readonly("global_scale", &Matrix::global_scale);
 
   module.def("pack_expert", &Pack, py::arg("spec"), py::arg("gate").none(true), py::arg("up"), py::arg("down"));
-  module.def("unpack_expert", &Unpack, py::arg("spec"), py::arg("records"));
+  module.def("pack_table", &PackTable, py::arg("spec"), py::arg("expert"), py::arg("gate").none(true), py::arg("up"),
+             py::arg("down"));
+  module.def("unpack_expert", &Unpack, py::arg("spec"), py::arg("records"), py::arg("table") = py::none(),
+             py::arg("expert") = 0);
 
   module.def(
       "crc32c",
@@ -265,7 +291,7 @@ void BindFormat(py::module_& module) {
       .def(
           "expert",
           [](const LayerFile& file, int64_t expert) {
-            const uint32_t e = CheckedExpert(file, expert);
+            const uint32_t e = CheckedExpert(file.spec(), expert);
             const LayerSpec& spec = file.spec();
             Bytes records(
                 {static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
@@ -280,11 +306,17 @@ void BindFormat(py::module_& module) {
       .def(
           "slab_crc32c",
           [](const LayerFile& file, int64_t expert) {
-            const uint32_t e = CheckedExpert(file, expert);
+            const uint32_t e = CheckedExpert(file.spec(), expert);
             const py::gil_scoped_release release;
             return file.SlabCrc32c(e);
           },
           py::arg("expert"))
+      .def("table",
+           [](const LayerFile& file) {
+             Bytes table(static_cast<py::ssize_t>(file.table().size()));
+             std::memcpy(table.mutable_data(), file.table().data(), file.table().size());
+             return table;
+           })
       .def("table_crc32c", [](const LayerFile& file) {
         const py::gil_scoped_release release;
         return file.TableCrc32c();

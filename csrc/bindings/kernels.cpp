@@ -3,14 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "base/align.h"
 #include "base/error.h"
-#include "base/float16.h"
 #include "bindings/bindings.h"
 #include "cpu/isa.h"
 #include "cpu/read_bandwidth.h"
@@ -37,32 +35,21 @@ py::tuple QuantizeInt4(const py::array_t<uint16_t, py::array::c_style>& weight, 
   uint8_t* code_out = codes.mutable_data();
   uint16_t* scale_out = scales.mutable_data();
   const Kernels& kernels = KernelsOf(SelectIsa(isa));
-  double squared_error = 0, squared_norm = 0;
-  bool finite = true;
+  RowError total;
   {
     const py::gil_scoped_release release;
     for (py::ssize_t row = 0; row < rows; ++row) {
-      for (int group = 0; group < groups; ++group) {
-        const py::ssize_t at = row * cols + group * kGroup;
-        const int count = static_cast<int>(std::min<py::ssize_t>(kGroup, cols - group * kGroup));
-        std::array<float, kGroup> w{};
-        float norm[4] = {};
-        for (int i = 0; i < count; ++i) {
-          w[i] = source == Dtype::kBf16 ? Bf16ToF32(bits[at + i]) : F16ToF32(bits[at + i]);
-          norm[i % 4] += w[i] * w[i];
-        }
-        std::array<uint8_t, kGroup> out;
-        const float error =
-            kernels.quantize_int4_group(w.data(), search, out.data(), scale_out + row * groups + group);
-        finite &= std::isfinite(error);
-        squared_error += error;
-        squared_norm += (norm[0] + norm[1]) + (norm[2] + norm[3]);
-        std::memcpy(code_out + at, out.data(), count);
-      }
+      const RowError error =
+          kernels.quantize_int4_row(bits + row * cols, source == Dtype::kF16, static_cast<int>(cols), search,
+                                    code_out + row * cols, scale_out + row * groups);
+      total.squared_error += error.squared_error;
+      total.squared_norm += error.squared_norm;
     }
   }
-  if (!finite) throw CheckpointError("the weight has a NaN, an infinity, or values too large to square");
-  return py::make_tuple(codes, scales, squared_error, squared_norm);
+  if (!std::isfinite(total.squared_error)) {
+    throw CheckpointError("the weight has a NaN, an infinity, or values too large to square");
+  }
+  return py::make_tuple(codes, scales, total.squared_error, total.squared_norm);
 }
 
 Isa IsaOf(const std::string& name) { return SelectIsa(name); }

@@ -93,23 +93,32 @@ void Grow(std::vector<T>& buffer, int64_t size) {
   if (buffer.size() < static_cast<size_t>(size)) buffer.resize(size);
 }
 
+// Blocks from `block_begin` of one of a record's panels.
 Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record, int block_begin,
               int block_end) {
   const auto* base = reinterpret_cast<const uint8_t*>(record);
   const int64_t block_codes = int64_t{s.k_tiles} * kTilesPerBlock * TileBytes(BitsOf(format.dtype));
-  const int64_t block_scales = int64_t{s.scale_groups} * s.scales_per_block_row * BytesOf(format.scale_dtype);
+  const int64_t first_scale = int64_t{block_begin} * s.scale_groups * s.scales_per_block_row;
+  const int tiles = static_cast<int>(format.scale_k) / kTileK;
   return {.codes = base + s.codes + block_begin * block_codes,
-          .scales = base + s.scales + block_begin * block_scales,
-          .bias = s.bias_bytes == 0 ? nullptr : reinterpret_cast<const float*>(base + s.bias) + block_begin * kBlockN,
+          .scales = base + s.scales + first_scale * BytesOf(format.scale_dtype),
+          .zero_points = format.zero_point ? base + s.zero_points + first_scale : nullptr,
+          .bias = format.bias && s.bias_bytes > 0
+                      ? reinterpret_cast<const float*>(base + s.bias) + block_begin * kBlockN
+                      : nullptr,
           .blocks = block_end - block_begin,
           .k_tiles = s.k_tiles,
-          .tiles_per_scale = s.scale_groups <= 1 ? s.k_tiles : static_cast<int>(format.scale_k) / kTileK,
-          .scale_groups = s.scale_groups};
+          .scale_groups = s.scale_groups,
+          .tiles_per_scale = s.scale_groups <= 1 ? s.k_tiles : std::max(tiles, 1),
+          .scale_dtype = format.scale_dtype,
+          .scale_rows = static_cast<int>(format.scale_rows),
+          .global_scale = {1.0f, 1.0f}};
 }
 
 }  // namespace
 
-struct MoeEngine::Layer {
+class MoeEngine::Layer {
+ public:
   LayerFile file;
   ActivationSpec activation;
   PanelKernels gate_up, down;
@@ -123,11 +132,48 @@ struct MoeEngine::Layer {
   int out_stride() const { return static_cast<int>(spec().hidden_padded()); }
   int hidden_stride() const { return spec().gate_up_sections().k_tiles * kTileK; }
   const std::byte* record(int unit, int expert) const { return file.record(unit, expert).data(); }
+
+  Panel GateUpPanel(const std::byte* record, int expert) const {
+    const PanelSections& s = spec().gate_up_sections();
+    Panel panel = PanelAt(spec().gate_up(), s, record, 0, s.blocks);
+    if (spec().gate_up().global_scale) {
+      const float* global = TableAt<float>(spec().table_sections().gate_up_global) + 2 * expert;
+      // A block of a gated panel is gate's outputs, then up's; without gate all are up's.
+      panel.global_scale[0] = spec().geometry().gated ? global[0] : global[1];
+      panel.global_scale[1] = global[1];
+    }
+    return panel;
+  }
+
+  Panel DownPanel(const std::byte* record, int expert, int block_begin, int block_end) const {
+    const PanelFormat& format = spec().down();
+    Panel panel = PanelAt(format, spec().down_sections(), record, block_begin, block_end);
+    if (format.global_scale) {
+      panel.global_scale[0] = panel.global_scale[1] =
+          TableAt<float>(spec().table_sections().down_global)[expert];
+    }
+    if (format.scale_dtype != ScaleDtype::kNone && format.scale_k == 0) {
+      // One scale a row does not belong to a slice of I, so it lies in the table.
+      const int64_t per_expert = out_stride() / static_cast<int>(format.scale_rows);
+      const int64_t first = expert * per_expert + block_begin * (kBlockN / static_cast<int>(format.scale_rows));
+      panel.scales = TableAt<uint8_t>(spec().table_sections().down_scales) + first * BytesOf(format.scale_dtype);
+      if (format.zero_point) panel.zero_points = TableAt<uint8_t>(spec().table_sections().down_zero_points) + first;
+      panel.scale_groups = 1;
+      panel.tiles_per_scale = panel.k_tiles;
+    }
+    return panel;
+  }
+
   // down_proj's bias for an expert, or null. It does not belong to a slice of I: the rank with unit 0 adds it.
   const float* down_bias(int expert) const {
     if (!spec().down().bias || unit_begin != 0) return nullptr;
-    const auto* biases = file.table().data() + spec().table_sections().down_bias;
-    return reinterpret_cast<const float*>(biases) + int64_t{expert} * out_stride();
+    return TableAt<float>(spec().table_sections().down_bias) + int64_t{expert} * out_stride();
+  }
+
+ private:
+  template <typename T>
+  const T* TableAt(uint64_t offset) const {
+    return reinterpret_cast<const T*>(file.table().data() + offset);
   }
 };
 
@@ -236,11 +282,9 @@ void MoeEngine::StoreOut(const Layer& layer, const Batch& batch, int first, int 
   }
 }
 
-void MoeEngine::GateUp(const Layer& layer, const std::byte* record, const RoutedToken* routed, int tokens,
+void MoeEngine::GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
                        float* const* act) const {
   const Workspace& ws = *workspace_;
-  const PanelSections& s = layer.spec().gate_up_sections();
-  const Panel panel = PanelAt(layer.spec().gate_up(), s, record, 0, s.blocks);
   alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
   float* rows[kMaxTokens];
   for (int t = 0; t < tokens; ++t) rows[t] = outputs[t];
@@ -284,11 +328,13 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
     for (int e = count * chunk / chunks; e < count * (chunk + 1) / chunks; ++e) {
       const ExpertTokens& expert = experts[e];
       const std::byte* record = layer.record(unit, expert.expert);
+      const Panel gate_up = layer.GateUpPanel(record, expert.expert);
+      const Panel down = layer.DownPanel(record, expert.expert, 0, stride / kBlockN);
       const float* bias = unit == 0 ? layer.down_bias(expert.expert) : nullptr;
       const auto routed = ws.routing.TokensOf(expert);
       for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
         const int count_now = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
-        GateUp(layer, record, routed.data() + at, count_now, act_rows);
+        GateUp(layer, gate_up, routed.data() + at, count_now, act_rows);
         float* y[kMaxTokens];
         bool any_filled = false;
         for (int t = 0; t < count_now; ++t) any_filled |= filled[routed[at + t].token] != 0;
@@ -298,7 +344,7 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
           if (any_filled && !filled[token]) std::fill(y[t], y[t] + stride, 0.0f);
           filled[token] = 1;
         }
-        Down(layer, record, act_rows, count_now, any_filled, y);
+        Down(layer, down, act_rows, count_now, any_filled, y);
         if (bias != nullptr) {
           for (int t = 0; t < count_now; ++t) {
             for (int h = 0; h < stride; ++h) y[t][h] += routed[at + t].weight * bias[h];
@@ -326,10 +372,8 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
   });
 }
 
-void MoeEngine::Down(const Layer& layer, const std::byte* record, const float* const* act, int tokens,
-                     bool accumulate, float* const* y) const {
-  const PanelSections& s = layer.spec().down_sections();
-  const Panel panel = PanelAt(layer.spec().down(), s, record, 0, s.blocks);
+void MoeEngine::Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens, bool accumulate,
+                     float* const* y) const {
   if (!layer.int8_down) {
     layer.down.f32(panel, act, tokens, y, accumulate);
     return;
@@ -358,12 +402,12 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
   if (layer.int8_down) ws.act_int8.Resize(entries, units * unit_tiles);
 
   const auto activate = [&](int unit, const ExpertTokens& expert) {
-    const std::byte* record = layer.record(layer.unit_begin + unit, expert.expert);
+    const Panel panel = layer.GateUpPanel(layer.record(layer.unit_begin + unit, expert.expert), expert.expert);
     for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
       const int count = std::min(kMaxTokens, expert.end - at);
       float* act[kMaxTokens];
       for (int t = 0; t < count; ++t) act[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
-      GateUp(layer, record, ws.routing.tokens.data() + at, count, act);
+      GateUp(layer, panel, ws.routing.tokens.data() + at, count, act);
       if (!layer.int8_down) continue;
       for (int t = 0; t < count; ++t) {
         ws.act_int8.Quantize(kernels_, at + t, unit * unit_tiles, act[t], unit_tiles);
@@ -380,8 +424,8 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
     for (const ExpertTokens& expert : experts) {
       const float* bias = layer.down_bias(expert.expert);
       for (int unit = 0; unit < units; ++unit) {
-        const Panel panel = PanelAt(layer.spec().down(), layer.spec().down_sections(),
-                                    layer.record(layer.unit_begin + unit, expert.expert), block, block + 1);
+        const Panel panel = layer.DownPanel(layer.record(layer.unit_begin + unit, expert.expert), expert.expert,
+                                            block, block + 1);
         for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
           const int count = std::min(kMaxTokens, expert.end - at);
           float* y[kMaxTokens];

@@ -55,7 +55,7 @@ class MoeEngine {
   uint64_t mapped_bytes() const { return mapped_bytes_; }
 
  private:
-  struct Layer;
+  class Layer;
   struct Workspace;
 
   void LoadHidden(const Layer& layer, const Batch& batch, int first, int tokens);
@@ -64,10 +64,9 @@ class MoeEngine {
   void StoreOut(const Layer& layer, const Batch& batch, int first, int tokens);
 
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
-  void GateUp(const Layer& layer, const std::byte* record, const RoutedToken* routed, int tokens,
-              float* const* act) const;
+  void GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed, int tokens, float* const* act) const;
   // y[t] (+)= down · act[t] for one record.
-  void Down(const Layer& layer, const std::byte* record, const float* const* act, int tokens, bool accumulate,
+  void Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens, bool accumulate,
             float* const* y) const;
 
   EngineOptions options_;

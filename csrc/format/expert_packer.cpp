@@ -137,6 +137,33 @@ int SourceScaleCols(const PanelFormat& format, int cols) {
   return format.scale_k == 0 ? 1 : CeilDiv(cols, static_cast<int>(format.scale_k));
 }
 
+std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index, const ExpertView& expert) {
+  const TableSections& table = spec.table_sections();
+  const uint64_t e = expert_index;
+  std::vector<TableEntry> entries;
+  if (spec.gate_up().global_scale) {
+    const uint64_t pair = table.gate_up_global + e * 2 * sizeof(float);
+    if (spec.geometry().gated) entries.push_back({pair, expert.gate.global_scale, sizeof(float)});
+    entries.push_back({pair + sizeof(float), expert.up.global_scale, sizeof(float)});
+  }
+  const PanelFormat& down = spec.down();
+  if (down.global_scale) {
+    entries.push_back({table.down_global + e * sizeof(float), expert.down.global_scale, sizeof(float)});
+  }
+  if (down.bias) {
+    entries.push_back({table.down_bias + e * spec.hidden_padded() * sizeof(float), expert.down.bias,
+                       spec.geometry().hidden_size * sizeof(float)});
+  }
+  if (down.scale_dtype != ScaleDtype::kNone && down.scale_k == 0) {
+    const uint64_t first = e * (spec.hidden_padded() / down.scale_rows);
+    const uint64_t count = (spec.geometry().hidden_size + down.scale_rows - 1) / down.scale_rows;
+    const auto bytes = static_cast<uint64_t>(BytesOf(down.scale_dtype));
+    entries.push_back({table.down_scales + first * bytes, expert.down.scales, count * bytes});
+    if (down.zero_point) entries.push_back({table.down_zero_points + first, expert.down.zero_points, count});
+  }
+  return entries;
+}
+
 void PackExpert(const LayerSpec& spec, const ExpertView& expert, std::byte* records) {
   // Tiles write every byte of the codes; the smaller sections only where there is a source, so clear them first.
   for (uint32_t unit = 0; unit < spec.num_units(); ++unit) {

@@ -1,10 +1,11 @@
 // One expert's matrices into its records and back: a permutation, nothing is rounded.
 //
-// Invariant: UnpackExpert(PackExpert(m)) == m.
+// Invariant: UnpackExpert(PackExpert(m)) == m, the expert table's share included.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "format/layer_spec.h"
 
@@ -17,6 +18,7 @@ struct MatrixView {
   uint8_t* scales = nullptr;
   uint8_t* zero_points = nullptr;
   float* bias = nullptr;
+  float* global_scale = nullptr;  // one value
   int rows = 0;
   int cols = 0;
   int scale_cols = 0;
@@ -27,6 +29,17 @@ struct ExpertView {
   MatrixView up;    // [I, H]
   MatrixView down;  // [H, I]
 };
+
+// A run of bytes of an expert in the expert table.
+struct TableEntry {
+  uint64_t offset;  // from the table's start
+  void* data;       // in the matrix's arrays
+  size_t bytes;
+};
+
+// What the expert table holds of one expert: global scales, down's bias, down's row scales. Copy from `data` to pack, to
+// `data` to unpack.
+std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index, const ExpertView& expert);
 
 // Groups of inputs a row of `cols` inputs has in a source matrix of this format.
 int SourceScaleCols(const PanelFormat& format, int cols);

@@ -22,20 +22,35 @@ const Kernels& KernelsOf(Isa isa) {
 }
 
 const PanelKernels& SelectPanelKernels(const Kernels& kernels, const PanelFormat& format) {
-  const bool plain = !format.zero_point && !format.global_scale;
-  if (plain && format.scale_dtype == ScaleDtype::kNone) {
-    if (format.dtype == Dtype::kBf16) return kernels.bf16;
-    if (format.dtype == Dtype::kF16) return kernels.f16;
-  }
-  if (plain && format.dtype == Dtype::kInt4 && format.scale_rows == 1 && format.scale_k >= kTileK) {
-    if (format.scale_dtype == ScaleDtype::kBf16) return kernels.int4_bf16_scales;
-    if (format.scale_dtype == ScaleDtype::kF16) return kernels.int4_f16_scales;
-    if (format.scale_dtype == ScaleDtype::kF32) return kernels.int4_f32_scales;
+  const bool scaled = format.scale_dtype != ScaleDtype::kNone;
+  const bool halves = format.scale_k == 16;
+  switch (format.dtype) {
+    case Dtype::kInt4:
+      if (scaled) return halves ? kernels.int4_halves : kernels.int4;
+      break;
+    case Dtype::kFp4E2m1:
+      if (scaled && !format.zero_point) return halves ? kernels.fp4_e2m1_halves : kernels.fp4_e2m1;
+      break;
+    case Dtype::kInt8:
+      if (scaled && !halves) return format.zero_point ? kernels.uint8 : kernels.int8;
+      break;
+    case Dtype::kFp8E4m3:
+      if (scaled && !halves && !format.zero_point) return kernels.fp8_e4m3;
+      break;
+    case Dtype::kFp8E5m2:
+      if (scaled && !halves && !format.zero_point) return kernels.fp8_e5m2;
+      break;
+    case Dtype::kBf16:
+      if (!scaled && !format.global_scale) return kernels.bf16;
+      break;
+    case Dtype::kF16:
+      if (!scaled && !format.global_scale) return kernels.f16;
+      break;
   }
   throw FormatError("the engine has no kernel for " + std::string(NameOf(format.dtype)) + " with " +
-                    std::string(NameOf(format.scale_dtype)) + " scales" +
-                    (format.zero_point ? " and zero points" : "") +
-                    (format.global_scale ? " and a global scale" : "") + " yet");
+                    std::string(NameOf(format.scale_dtype)) + " scales, scale_k " +
+                    std::to_string(format.scale_k) + (format.zero_point ? " and zero points" : "") +
+                    (format.global_scale ? " and global scales" : ""));
 }
 
 }  // namespace lsg

@@ -15,15 +15,19 @@ namespace lsg {
 // Tokens a panel kernel multiplies in one pass over the weights; more are taken in several passes.
 inline constexpr int kMaxTokens = 4;
 
-// A run of blocks of one panel.
+// A run of blocks of one panel, with its scales wherever they lie.
 struct Panel {
-  const uint8_t* codes;   // [blocks][k_tiles][4 tiles]
-  const uint8_t* scales;  // [blocks][scale_groups][64 / scale_rows]
-  const float* bias;      // [blocks][64] or null; added once per output
+  const uint8_t* codes;        // [blocks][k_tiles][4 tiles]
+  const uint8_t* scales;       // [blocks][scale_groups][64 / scale_rows], or null
+  const uint8_t* zero_points;  // as scales, or null
+  const float* bias;           // [blocks][64], or null; added once per output
   int blocks;
   int k_tiles;
-  int tiles_per_scale;  // tiles of 32 inputs that share a scale
   int scale_groups;
+  int tiles_per_scale;  // tiles of 32 inputs that share a scale
+  ScaleDtype scale_dtype;
+  int scale_rows;
+  float global_scale[2];  // of a block's first and second 32 outputs
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].
@@ -55,11 +59,18 @@ using ActivateFn = void (*)(const ActivationSpec&, bool gated, int unit_rows, co
 // NaN or an infinity gets a non-finite scale, so the token's outputs are non-finite too.
 using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales, int32_t* sums);
 
-// One group of 32 weights to int4: codes 0 … 15 (q + 8) and the scale's bf16 bits. The same bits on every level.
-// Returns the squared error.
-using QuantizeInt4GroupFn = float (*)(const float* weights, bool search, uint8_t* codes, uint16_t* scale);
+// What a row lost: sums of squares over its weights.
+struct RowError {
+  double squared_error = 0;  // NaN when a weight is not finite
+  double squared_norm = 0;
+};
 
-// Kernels for a weight format: by activation precision. Null: not on this level, see the one below.
+// A row of bf16 or f16 weights to int4 in groups of 32: codes 0 … 15 (q + 8) and the scales' bf16 bits. `search` picks each
+// group's scale for the least squared error. The same bits on every level.
+using QuantizeInt4RowFn = RowError (*)(const uint16_t* weights, bool is_f16, int cols, bool search, uint8_t* codes,
+                                       uint16_t* scales);
+
+// The kernels for a weight format, by activation precision. int8 is null where only f32 exists.
 struct PanelKernels {
   PanelInt8Fn int8 = nullptr;
   PanelFloatFn f32 = nullptr;
@@ -67,10 +78,11 @@ struct PanelKernels {
 
 struct Kernels {
   Isa isa;
-  PanelKernels int4_bf16_scales, int4_f16_scales, int4_f32_scales, bf16, f16;
+  // "halves": two scales a tile, that is groups of 16 inputs.
+  PanelKernels int4, int4_halves, int8, uint8, fp8_e4m3, fp8_e5m2, fp4_e2m1, fp4_e2m1_halves, bf16, f16;
   ActivateFn activate;
   QuantizeRowFn quantize_row;
-  QuantizeInt4GroupFn quantize_int4_group;
+  QuantizeInt4RowFn quantize_int4_row;
 };
 
 // The kernels of a level, with levels that have none of their own falling to the one below.

@@ -70,58 +70,105 @@ constexpr int kCandidates = 16;
 // The least-squares scale over all candidate roundings: codes q fixed, sum (w - s q)² is least at s = Σwq / Σq², where it is
 // Σw² - (Σwq)² / Σq²; so the best candidate is the one with the largest (Σwq)² / Σq². Lanes are candidates.
 inline float SearchScale(const float* weights, float extreme) {
+  constexpr int kVectors = kCandidates / Simd::kLanes;
   float wq_sums[kCandidates], qq_sums[kCandidates], inverse[kCandidates];
-  for (int c = 0; c < kCandidates; ++c) inverse[c] = -(6.0f + 0.25f * static_cast<float>(c)) / extreme;
-  for (int c = 0; c < kCandidates; c += Simd::kLanes) {
-    const Simd::F inv = Simd::Load(inverse + c);
-    Simd::F wq = Simd::Zero(), qq = Simd::Zero();
-    for (int i = 0; i < kGroup; ++i) {
-      const Simd::F w = Simd::Set1(weights[i]);
-      Simd::F q = Simd::Round(Simd::Mul(w, inv));
-      q = Simd::Max(Simd::Set1(-8.0f), Simd::Min(Simd::Set1(7.0f), q));
-      wq = Simd::Add(wq, Simd::Mul(w, q));
-      qq = Simd::Add(qq, Simd::Mul(q, q));
+  const float unit = -1.0f / extreme;
+  for (int c = 0; c < kCandidates; ++c) inverse[c] = (6.0f + 0.25f * static_cast<float>(c)) * unit;
+  Simd::F inv[kVectors], wq[kVectors], qq[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    inv[v] = Simd::Load(inverse + v * Simd::kLanes);
+    wq[v] = qq[v] = Simd::Zero();
+  }
+  const Simd::F least = Simd::Set1(-8.0f), most = Simd::Set1(7.0f);
+  for (int i = 0; i < kGroup; ++i) {
+    const Simd::F w = Simd::Set1(weights[i]);
+    for (int v = 0; v < kVectors; ++v) {
+      const Simd::F q = Simd::Max(least, Simd::Min(most, Simd::Round(Simd::Mul(w, inv[v]))));
+      wq[v] = Simd::Add(wq[v], Simd::Mul(w, q));
+      qq[v] = Simd::Add(qq[v], Simd::Mul(q, q));
     }
-    Simd::Store(wq_sums + c, wq);
-    Simd::Store(qq_sums + c, qq);
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    Simd::Store(wq_sums + v * Simd::kLanes, wq[v]);
+    Simd::Store(qq_sums + v * Simd::kLanes, qq[v]);
   }
   float best = -1.0f, scale = 0.0f;
   for (int c = 0; c < kCandidates; ++c) {
-    const float gain = wq_sums[c] / qq_sums[c] * wq_sums[c];
+    const float least_squares = wq_sums[c] / qq_sums[c];
+    const float gain = least_squares * wq_sums[c];
     if (gain > best) {
       best = gain;
-      scale = wq_sums[c] / qq_sums[c];
+      scale = least_squares;
     }
   }
   return scale;
 }
 
-float QuantizeInt4Group(const float* weights, bool search, uint8_t* codes, uint16_t* scale_bits) {
+// Four interleaved sums, the same four on every level, so the additions need not wait for each other.
+inline float SumOf(const float* x) {
+  float sums[4] = {0, 0, 0, 0};
+  for (int i = 0; i < kGroup; i += 4) {
+    for (int lane = 0; lane < 4; ++lane) sums[lane] += x[i + lane];
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Returns the squared error; NaN when a weight is not finite.
+inline float QuantizeInt4Group(const float* weights, bool search, uint8_t* codes, uint16_t* scale_bits) {
   const float extreme = Extreme(weights);
   const uint32_t magnitude = std::bit_cast<uint32_t>(extreme) & 0x7fffffff;
-  if (magnitude >= kInfinityBits) return std::bit_cast<float>(0x7fc00000);
   const bool zero = std::bit_cast<float>(magnitude) < kSmallestGroup;
+  if (magnitude >= kInfinityBits) return std::bit_cast<float>(0x7fc00000);
   const float wanted = zero ? 0.0f : search ? SearchScale(weights, extreme) : extreme * -0.125f;
   *scale_bits = F32ToBf16(wanted);
   const float scale = Bf16ToF32(*scale_bits);
   const Simd::F inverse = Simd::Set1(zero ? 0.0f : 1.0f / scale);
   const Simd::F scales = Simd::Set1(scale);
-  float q[kGroup], squares[kGroup];
+  const Simd::F least = Simd::Set1(-8.0f), most = Simd::Set1(7.0f);
+  int32_t q[kGroup];
+  float squares[kGroup];
   for (int at = 0; at < kGroup; at += Simd::kLanes) {
     const Simd::F w = Simd::Load(weights + at);
-    Simd::F code = Simd::Round(Simd::Mul(w, inverse));
-    code = Simd::Max(Simd::Set1(-8.0f), Simd::Min(Simd::Set1(7.0f), code));
-    Simd::Store(q + at, code);
+    const Simd::F code = Simd::Max(least, Simd::Min(most, Simd::Round(Simd::Mul(w, inverse))));
+    Simd::StoreBits(q + at, Simd::AddInt(Simd::ToInt(code), Simd::Set1Bits(8)));
     const Simd::F error = Simd::Sub(w, Simd::Mul(code, scales));
     Simd::Store(squares + at, Simd::Mul(error, error));
   }
-  for (int i = 0; i < kGroup; ++i) codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q[i]) + 8);
-  // Four sums, the same four on every level, so the additions need not wait for each other.
-  float sums[4] = {0, 0, 0, 0};
-  for (int i = 0; i < kGroup; i += 4) {
-    for (int lane = 0; lane < 4; ++lane) sums[lane] += squares[i + lane];
+  for (int i = 0; i < kGroup; ++i) codes[i] = static_cast<uint8_t>(q[i]);
+  return SumOf(squares);
+}
+
+RowError QuantizeInt4Row(const uint16_t* bits, bool is_f16, int cols, bool search, uint8_t* codes, uint16_t* scales) {
+  RowError total;
+  for (int at = 0; at < cols; at += kGroup, ++scales) {
+    const int count = cols - at < kGroup ? cols - at : kGroup;
+    uint16_t tail[kGroup] = {};
+    const uint16_t* group = bits + at;
+    if (count < kGroup) {
+      for (int i = 0; i < count; ++i) tail[i] = group[i];
+      group = tail;
+    }
+    float weights[kGroup], squares[kGroup];
+    if (is_f16) {
+      // Infinities and NaN do not survive LoadF16 on every level.
+      for (int i = 0; i < kGroup; ++i) weights[i] = F16ToF32(group[i]);
+    } else {
+      for (int i = 0; i < kGroup; i += Simd::kLanes) {
+        Simd::Store(weights + i, Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(group + i))));
+      }
+    }
+    for (int i = 0; i < kGroup; i += Simd::kLanes) {
+      const Simd::F w = Simd::Load(weights + i);
+      Simd::Store(squares + i, Simd::Mul(w, w));
+    }
+    total.squared_norm += SumOf(squares);
+    uint8_t tail_codes[kGroup];
+    total.squared_error += QuantizeInt4Group(weights, search, count < kGroup ? tail_codes : codes + at, scales);
+    if (count < kGroup) {
+      for (int i = 0; i < count; ++i) codes[at + i] = tail_codes[i];
+    }
   }
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return total;
 }
 
 }  // namespace

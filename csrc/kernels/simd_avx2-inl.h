@@ -32,6 +32,7 @@ struct Simd {
   static I ZeroBits() { return _mm256_setzero_si256(); }
   static I Set1Bits(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
   static I LoadBits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void StoreBits(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static I Broadcast4(const int8_t* p) {
     return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
   }
@@ -40,6 +41,15 @@ struct Simd {
   }
   static F LoadF16(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static I LoadU8(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  // table[low four bits of each lane], from 16 floats.
+  static F Lookup16(const float* table, I index) {
+    const F low = _mm256_permutevar8x32_ps(Load(table), index);
+    const F high = _mm256_permutevar8x32_ps(Load(table + 8), index);
+    return _mm256_blendv_ps(low, high, FromBits(_mm256_slli_epi32(index, 28)));
   }
   static I And(I a, I b) { return _mm256_and_si256(a, b); }
   static I Or(I a, I b) { return _mm256_or_si256(a, b); }

@@ -34,6 +34,7 @@ struct Simd {
   static I ZeroBits() { return _mm512_setzero_si512(); }
   static I Set1Bits(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   static I LoadBits(const void* p) { return _mm512_loadu_si512(p); }
+  static void StoreBits(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
   static I Broadcast4(const int8_t* p) {
     return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p)));
   }
@@ -43,6 +44,11 @@ struct Simd {
   static F LoadF16(const void* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
   }
+  static I LoadU8(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // table[low four bits of each lane], from 16 floats.
+  static F Lookup16(const float* table, I index) { return _mm512_permutexvar_ps(index, Load(table)); }
   static I And(I a, I b) { return _mm512_and_si512(a, b); }
   static I Or(I a, I b) { return _mm512_or_si512(a, b); }
   static I Xor(I a, I b) { return _mm512_xor_si512(a, b); }

@@ -37,6 +37,7 @@ struct Simd {
     std::memcpy(&x, p, sizeof x);
     return x;
   }
+  static void StoreBits(int32_t* p, I x) { *p = static_cast<int32_t>(x); }
   static I Broadcast4(const int8_t* p) { return LoadBits(p); }
   static I LoadU16(const void* p) {
     uint16_t x;
@@ -48,6 +49,9 @@ struct Simd {
     const float scaled = std::bit_cast<float>((half & 0x7fff) << 13) * 0x1p112f;
     return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | (half & 0x8000) << 16);
   }
+  static I LoadU8(const uint8_t* p) { return *p; }
+  // table[low four bits of each lane], from 16 floats.
+  static F Lookup16(const float* table, I index) { return table[index & 15]; }
   static I And(I a, I b) { return a & b; }
   static I Or(I a, I b) { return a | b; }
   static I Xor(I a, I b) { return a ^ b; }

@@ -3,7 +3,8 @@
 
 #include "kernels/activate-inl.h"
 #include "kernels/kernels.h"
-#include "kernels/panel-inl.h"
+#include "kernels/panel_float-inl.h"
+#include "kernels/panel_int8-inl.h"
 #include "kernels/quantize-inl.h"
 
 namespace lsg {
@@ -12,14 +13,19 @@ namespace {
 constexpr Kernels MakeTable(Isa isa) {
   return {
       .isa = isa,
-      .int4_bf16_scales = {&Int4Int8Entry<ScaleBf16>, &Int4FloatEntry<ScaleBf16>},
-      .int4_f16_scales = {&Int4Int8Entry<ScaleF16>, &Int4FloatEntry<ScaleF16>},
-      .int4_f32_scales = {&Int4Int8Entry<ScaleF32>, &Int4FloatEntry<ScaleF32>},
-      .bf16 = {nullptr, &HalfFloatEntry<Bf16Pair>},
-      .f16 = {nullptr, &HalfFloatEntry<F16Pair>},
+      .int4 = {&Int8Entry, &FloatEntry<Int4Weight, 1>},
+      .int4_halves = {nullptr, &FloatEntry<Int4Weight, 2>},
+      .int8 = {nullptr, &FloatEntry<Int8Weight, 1>},
+      .uint8 = {nullptr, &FloatEntry<UInt8Weight, 1>},
+      .fp8_e4m3 = {nullptr, &FloatEntry<E4m3Weight, 1>},
+      .fp8_e5m2 = {nullptr, &FloatEntry<E5m2Weight, 1>},
+      .fp4_e2m1 = {nullptr, &FloatEntry<E2m1Weight, 1>},
+      .fp4_e2m1_halves = {nullptr, &FloatEntry<E2m1Weight, 2>},
+      .bf16 = {nullptr, &FloatEntry<Bf16Weight, 1>},
+      .f16 = {nullptr, &FloatEntry<F16Weight, 1>},
       .activate = &Activate,
       .quantize_row = &QuantizeRow,
-      .quantize_int4_group = &QuantizeInt4Group,
+      .quantize_int4_row = &QuantizeInt4Row,
   };
 }
 

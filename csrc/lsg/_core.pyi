@@ -128,7 +128,7 @@ class Matrix:
 
     codes: [N, K]; uint8 for 4- and 8-bit dtypes (one code a byte; int4 as q + 8), uint16 for 16-bit dtypes (raw bits).
     scales: [ceil(N / scale_rows), number of K groups], uint8, uint16 or float32 by the scale dtype (raw bits).
-    zero_points: uint8, shaped as scales. bias: float32 [N].
+    zero_points: uint8, shaped as scales. bias: float32 [N]. global_scale: multiplies every weight of the matrix.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class Matrix:
         scales: npt.NDArray[np.generic] | None = None,
         zero_points: npt.NDArray[np.uint8] | None = None,
         bias: npt.NDArray[np.float32] | None = None,
+        global_scale: float | None = None,
     ) -> None: ...
     @property
     def codes(self) -> npt.NDArray[np.generic]: ...
@@ -146,6 +147,8 @@ class Matrix:
     def zero_points(self) -> npt.NDArray[np.uint8] | None: ...
     @property
     def bias(self) -> npt.NDArray[np.float32] | None: ...
+    @property
+    def global_scale(self) -> float | None: ...
 
 def pack_expert(spec: LayerSpec, gate: Matrix | None, up: Matrix, down: Matrix) -> npt.NDArray[np.uint8]:
     """Permute one expert into its records, uint8 [num_units, record_bytes]. gate is None when not gated.
@@ -153,8 +156,21 @@ def pack_expert(spec: LayerSpec, gate: Matrix | None, up: Matrix, down: Matrix) 
     gate, up: [I, H]; down: [H, I]. Raises FormatError when a shape or dtype does not fit the spec.
     """
 
-def unpack_expert(spec: LayerSpec, records: npt.NDArray[np.uint8]) -> tuple[Matrix | None, Matrix, Matrix]:
-    """Undo pack_expert: (gate, up, down), equal to what was packed."""
+def pack_table(
+    spec: LayerSpec, expert: int, gate: Matrix | None, up: Matrix, down: Matrix
+) -> list[tuple[int, bytes]]:
+    """The expert's share of the expert table, as (offset in the layer file, bytes); empty when the layer has none."""
+
+def unpack_expert(
+    spec: LayerSpec,
+    records: npt.NDArray[np.uint8],
+    table: npt.NDArray[np.uint8] | None = None,
+    expert: int = 0,
+) -> tuple[Matrix | None, Matrix, Matrix]:
+    """Undo pack_expert and pack_table: (gate, up, down), equal to what was packed.
+
+    table: the layer's whole expert table, uint8 [table_bytes]; needed where the layer has one, with `expert` the index.
+    """
 
 def quantize_int4(
     weight: npt.NDArray[np.uint16], source: Dtype, *, search: bool = True, isa: str = ""
@@ -181,6 +197,8 @@ class LayerFile:
     def expert(self, expert: int) -> npt.NDArray[np.uint8]:
         """A copy of the expert's records, uint8 [num_units, record_bytes]."""
     def slab_crc32c(self, expert: int) -> int: ...
+    def table(self) -> npt.NDArray[np.uint8]:
+        """A copy of the expert table, uint8 [table_bytes]."""
     def table_crc32c(self) -> int: ...
 
 class Activation(enum.Enum):

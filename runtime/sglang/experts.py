@@ -7,7 +7,7 @@ CompatError.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lsg import CompatError
@@ -19,6 +19,9 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopKOutputChecker
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
+
+# On a CPU sglang pads the intermediate size to a multiple of this for every rank, for its own kernels.
+CPU_PADDING: Final = 32
 
 
 class Offload:
@@ -34,6 +37,7 @@ class Offload:
         if runner.server_args.dp_size > 1:
             msg = f"{directory}: data parallel serving comes in a later version of lsg; use --tp-size"
             raise CompatError(msg)
+        self._on_cpu: bool = runner.server_args.device == "cpu"
         self._nodes: int = runner.server_args.nnodes
         self._methods: list[OffloadedExperts] = []
 
@@ -43,7 +47,7 @@ class Offload:
 
     def get_quant_method(self, layer: FusedMoE, _prefix: str) -> "OffloadedExperts":
         """The method of one layer."""
-        method = OffloadedExperts(self.model, layer)
+        method = OffloadedExperts(self.model, layer, on_cpu=self._on_cpu)
         self._methods.append(method)
         return method
 
@@ -74,13 +78,14 @@ class Offload:
 class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
     """The method of one FusedMoE layer."""
 
-    def __init__(self, model: RepackedModel, layer: FusedMoE) -> None:
+    def __init__(self, model: RepackedModel, layer: FusedMoE, *, on_cpu: bool) -> None:
         self.layer_id: int = layer.layer_id
         self.tp_rank: int = layer.moe_tp_rank
         self.tp_size: int = layer.moe_tp_size
         self._where = f"{model.directory}: layer {self.layer_id}"
         self._manifest = model.manifest
         self._entry = model.layer(self.layer_id)
+        self._padding = CPU_PADDING * self.tp_size if on_cpu else 1
         self._engine: ExpertEngine | None = None
         self._handle = -1
         self._scale = 1.0
@@ -107,9 +112,9 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
         """Create none; check that sglang's idea of the layer is the manifest's. Raises CompatError."""
         self._expect("num_experts", num_experts, self._entry.num_experts)
         self._expect("hidden_size", hidden_size, self._entry.hidden_size)
-        self._expect(
-            "intermediate_size", intermediate_size_per_partition * self.tp_size, self._entry.intermediate_size
-        )
+        found, expected = intermediate_size_per_partition * self.tp_size, self._entry.intermediate_size
+        if found != -(-expected // self._padding) * self._padding:
+            self._expect("intermediate_size", found, expected)
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: Any) -> None:
         """Check what the layer wants computed. Raises CompatError."""

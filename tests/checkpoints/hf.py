@@ -1,22 +1,20 @@
 """`from checkpoints.hf import transformers`: the reference implementation, importable on any machine.
 
-PyPI's torchvision is built for CUDA torch; beside a CPU torch its operators do not load, and importing it (as
-transformers does) fails on the fake kernels of two operators that were never declared. Nobody here calls
-them, so declaring them is enough. Where torchvision imports, or is not installed, nothing is touched.
+transformers imports torchvision, which beside a CPU build of torch only the server's stand-in can import.
 """
 
 import importlib.util
+import sys
 
-import torch
+from lsg.runtime.sglang.cpu_standins import DIRECTORY
 
-_declared = torch.library.Library("torchvision", "FRAGMENT")
 if importlib.util.find_spec("torchvision") is not None:
+    sys.path.insert(0, str(DIRECTORY))
     try:
         import torchvision  # noqa: F401
-    except RuntimeError:
-        for _name in ("nms", "qnms"):
-            _declared.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    finally:
+        sys.path.remove(str(DIRECTORY))
 
-import transformers  # noqa: E402
+import transformers
 
 __all__ = ["transformers"]

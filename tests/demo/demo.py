@@ -37,6 +37,7 @@ def main(questions: tuple[str, ...]) -> None:
         convert()
         served = serve_and_ask(questions or QUESTIONS)
         compare(served)
+        click.secho("\nDone: the answers came from a model whose safetensors hold no expert.", bold=True)
     except DemoError as error:
         click.secho(f"\n{error}", fg="red", err=True)
         sys.exit(1)
@@ -76,6 +77,7 @@ def serve_and_ask(questions: tuple[str, ...]) -> dict[str, str]:
     title(3, "Serve", "unmodified sglang, the experts computed by lsg's engine")
     line(f"$ {shlex.join(server.command)}".replace(f"{ROOT}/", ""), dim=True)
     answers = {}
+    line(f"sglang needs a while to start; it writes to {shown(server.log)}")
     with server:
         line(f"ready after {server.wait_until_ready():.0f} s")
         title(4, "Ask", f"{server.url}/v1/chat/completions")

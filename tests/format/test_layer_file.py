@@ -29,18 +29,18 @@ def spec_of(fmt: _core.PanelFormat = INT4, down: _core.PanelFormat | None = None
 
 
 @st.composite
-def formats(draw, *, down: bool) -> _core.PanelFormat:
+def formats(draw) -> _core.PanelFormat:
     dtype = draw(st.sampled_from(DTYPES))
     if draw(st.booleans()):
-        return _core.PanelFormat(dtype, bias=not down and draw(st.booleans()))
+        return _core.PanelFormat(dtype, bias=draw(st.booleans()), global_scale=draw(st.booleans()))
     return _core.PanelFormat(
         dtype,
         draw(st.sampled_from(SCALES)),
         scale_rows=draw(st.sampled_from([1, 32])),
-        # A down panel's whole-row scales live in the expert table.
-        scale_k=draw(st.sampled_from([16, 32, 64, 128] if down else [0, 16, 32, 64, 128])),
+        scale_k=draw(st.sampled_from([0, 16, 32, 64, 128])),
         zero_point=draw(st.booleans()),
-        bias=not down and draw(st.booleans()),
+        bias=draw(st.booleans()),
+        global_scale=draw(st.booleans()),
     )
 
 
@@ -59,7 +59,7 @@ def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, c
             zeros = rng.integers(0, 256, shape, np.uint8)
     if fmt.bias:
         bias = rng.random(rows, np.float32)
-    return _core.Matrix(codes, scales, zeros, bias)
+    return _core.Matrix(codes, scales, zeros, bias, np.float32(rng.random()) if fmt.global_scale else None)
 
 
 def assert_same(a: _core.Matrix, b: _core.Matrix) -> None:
@@ -68,12 +68,13 @@ def assert_same(a: _core.Matrix, b: _core.Matrix) -> None:
         assert (x is None) == (y is None)
         if x is not None:
             np.testing.assert_array_equal(x, y)
+    assert a.global_scale == b.global_scale
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    gate_up=formats(down=False),
-    down=formats(down=True),
+    gate_up=formats(),
+    down=formats(),
     hidden=st.integers(1, 140),
     intermediate=st.integers(1, 200),
     gated=st.booleans(),
@@ -90,7 +91,13 @@ def test_unpack_undoes_pack(gate_up, down, hidden, intermediate, gated, unit_row
     matrix = random_matrix(rng, down, hidden, intermediate)
     records = _core.pack_expert(spec, gate, up, matrix)
     assert records.shape == (spec.num_units, spec.record_bytes)
-    back_gate, back_up, back_down = _core.unpack_expert(spec, records)
+    table = np.zeros(spec.table_bytes, np.uint8)
+    for offset, data in _core.pack_table(spec, 1, gate, up, matrix):
+        at = offset - spec.table_offset
+        assert at + len(data) <= spec.table_bytes
+        assert not table[at : at + len(data)].any()
+        table[at : at + len(data)] = np.frombuffer(data, np.uint8)
+    back_gate, back_up, back_down = _core.unpack_expert(spec, records, table, 1)
     if gate is not None and back_gate is not None:
         assert_same(gate, back_gate)
     assert (gate is None) == (back_gate is None)
@@ -100,8 +107,8 @@ def test_unpack_undoes_pack(gate_up, down, hidden, intermediate, gated, unit_row
 
 @settings(deadline=None, max_examples=150)
 @given(
-    gate_up=formats(down=False),
-    down=formats(down=True),
+    gate_up=formats(),
+    down=formats(),
     hidden=st.integers(1, 8192),
     intermediate=st.integers(1, 8192),
     experts=st.integers(1, 1024),

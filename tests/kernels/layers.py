@@ -15,15 +15,22 @@ from lsg import _core
 
 F64 = npt.NDArray[np.float64]
 U = 2.0**-24
-SCALES = {
-    "bf16": (_core.ScaleDtype.BF16, np.uint16),
-    "f16": (_core.ScaleDtype.F16, np.uint16),
-    "f32": (_core.ScaleDtype.F32, np.float32),
-}
 FORMATS = {
     "int4-bf16-g32": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=32),
-    "int4-f16-g128": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F16, scale_k=128),
+    "int4-f16-g128-zero": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F16, scale_k=128, zero_point=True),
     "int4-f32-g64": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F32, scale_k=64),
+    "int4-bf16-g16": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=16),
+    "int4-f16-row": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F16),
+    "int8-bf16-g32": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.BF16, scale_k=32),
+    "int8-f32-row-zero": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.F32, zero_point=True),
+    "fp8-f32-32x128": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F32, scale_rows=32, scale_k=128),
+    "fp8-f32-row": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F32),
+    "fp8-e8m0-32x32": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.E8M0, scale_rows=32, scale_k=32),
+    "fp8-bf16-32x128": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.BF16, scale_rows=32, scale_k=128),
+    "fp8-f16-32x128": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F16, scale_rows=32, scale_k=128),
+    "e5m2-bf16-g32": _core.PanelFormat(_core.Dtype.FP8_E5M2, _core.ScaleDtype.BF16, scale_k=32),
+    "mxfp4-bias": _core.PanelFormat(_core.Dtype.FP4_E2M1, _core.ScaleDtype.E8M0, scale_k=32, bias=True),
+    "nvfp4": _core.PanelFormat(_core.Dtype.FP4_E2M1, _core.ScaleDtype.FP8_E4M3, scale_k=16, global_scale=True),
     "bf16": _core.PanelFormat(_core.Dtype.BF16),
     "f16": _core.PanelFormat(_core.Dtype.F16),
     "bf16-bias": _core.PanelFormat(_core.Dtype.BF16, bias=True),
@@ -50,34 +57,89 @@ class RandomMatrix:
     bias: F64
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def float8(codes: npt.NDArray[np.uint8], exponent_bits: int) -> F64:
+    """IEEE-like 8-bit float from its definition: sign, exponent, mantissa."""
+    mantissa_bits = 7 - exponent_bits
+    bias = 2 ** (exponent_bits - 1) - 1
+    exponent = (codes.astype(np.int64) >> mantissa_bits) & (2**exponent_bits - 1)
+    mantissa = (codes & (2**mantissa_bits - 1)) / 2.0**mantissa_bits
+    magnitude = np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias))
+    return np.where(codes & 0x80, -magnitude, magnitude)
+
+
+def random_scales(
+    rng: np.random.Generator, dtype: _core.ScaleDtype, shape: tuple[int, int], size: float
+) -> tuple[npt.NDArray[np.generic], F64]:
+    """Raw scales of a dtype, and their values."""
+    wanted = rng.uniform(0.5, 1.5, size=shape) * size
+    if dtype == _core.ScaleDtype.E8M0:
+        raw = (np.rint(np.log2(wanted)) + 127).astype(np.uint8)
+        return raw, 2.0 ** (raw.astype(np.float64) - 127)
+    if dtype == _core.ScaleDtype.FP8_E4M3:
+        raw = rng.integers(0, 0x50, shape, np.uint8)  # subnormals to 8
+        return raw, float8(raw, 4)
+    wanted *= rng.choice([-1, 1], size=shape)
+    if dtype == _core.ScaleDtype.BF16:
+        bits = bf16_bits(wanted)
+        return bits, bf16_value(bits)
+    if dtype == _core.ScaleDtype.F16:
+        half = wanted.astype(np.float16)
+        return half.view(np.uint16), half.astype(np.float64)
+    single = wanted.astype(np.float32)
+    return single, single.astype(np.float64)
+
+
+def random_codes(
+    rng: np.random.Generator, fmt: _core.PanelFormat, shape: tuple[int, int]
+) -> tuple[npt.NDArray[np.generic], F64, float]:
+    """Raw codes, their values before zero point and scale, and a typical magnitude of those values."""
+    dtype = _core.Dtype
+    if fmt.dtype in (dtype.INT4, dtype.FP4_E2M1):
+        codes = rng.integers(0, 16, shape, np.uint8)
+        if fmt.dtype == dtype.FP4_E2M1:
+            return codes, E2M1[codes], 3
+        return codes, codes.astype(np.float64) - (0 if fmt.zero_point else 8), 5
+    if fmt.dtype == dtype.INT8:
+        codes = rng.integers(0, 256, shape, np.uint8)
+        return codes, (codes if fmt.zero_point else codes.view(np.int8)).astype(np.float64), 80
+    if fmt.dtype in (dtype.FP8_E4M3, dtype.FP8_E5M2):
+        exponent_bits = 4 if fmt.dtype == dtype.FP8_E4M3 else 5
+        codes = rng.integers(0, 0x5F, shape, np.uint8) | (rng.integers(0, 2, shape, np.uint8) << 7)
+        return codes, float8(codes, exponent_bits), 20
+    values = rng.normal(size=shape)
+    if fmt.dtype == dtype.BF16:
+        bits = bf16_bits(values / np.sqrt(shape[1]))
+        return bits, bf16_value(bits), 1
+    half = (values / np.sqrt(shape[1])).astype(np.float16)
+    half.flat[0] = np.float16(6e-8)  # a subnormal
+    return half.view(np.uint16), half.astype(np.float64), 1
+
+
 def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, cols: int) -> RandomMatrix:
-    size = 1 / np.sqrt(cols)
-    bias = np.zeros(rows)
-    bias_arg = None
+    raw, value, typical = random_codes(rng, fmt, (rows, cols))
+    scales = zero_points = bias = global_scale = None
+    if fmt.scale_dtype != _core.ScaleDtype.NONE:
+        scale_k = fmt.scale_k or cols
+        shape = (-(-rows // fmt.scale_rows), -(-cols // scale_k))
+        scales, scale_value = random_scales(rng, fmt.scale_dtype, shape, 1 / (typical * np.sqrt(cols)))
+
+        def spread(x: npt.NDArray[np.generic]) -> F64:
+            return np.repeat(np.repeat(x, fmt.scale_rows, axis=0)[:rows], scale_k, axis=1)[:, :cols].astype(np.float64)
+
+        if fmt.zero_point:
+            zero_points = rng.integers(0, 16 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
+            value = value - spread(zero_points)
+        value = value * spread(scale_value)
+    if fmt.global_scale:
+        global_scale = float(np.float32(rng.uniform(0.02, 0.1)))
+        value = value * global_scale
     if fmt.bias:
-        bias_arg = rng.normal(size=rows).astype(np.float32)
-        bias = bias_arg.astype(np.float64)
-    if fmt.dtype == _core.Dtype.BF16:
-        bits = bf16_bits(rng.normal(size=(rows, cols)) * size)
-        return RandomMatrix(_core.Matrix(bits, bias=bias_arg), bf16_value(bits), bias)
-    if fmt.dtype == _core.Dtype.F16:
-        half = (rng.normal(size=(rows, cols)) * size).astype(np.float16)
-        half.flat[0] = np.float16(6e-8)  # a subnormal
-        return RandomMatrix(_core.Matrix(half.view(np.uint16), bias=bias_arg), half.astype(np.float64), bias)
-    codes = rng.integers(0, 16, size=(rows, cols), dtype=np.uint8)
-    groups = -(-cols // fmt.scale_k)
-    scales = (rng.uniform(0.5, 1.5, size=(rows, groups)) * rng.choice([-1, 1], size=(rows, groups)) * size / 4)
-    if fmt.scale_dtype == _core.ScaleDtype.BF16:
-        raw: npt.NDArray[np.generic] = bf16_bits(scales)
-        value = bf16_value(bf16_bits(scales))
-    elif fmt.scale_dtype == _core.ScaleDtype.F16:
-        raw = scales.astype(np.float16).view(np.uint16)
-        value = scales.astype(np.float16).astype(np.float64)
-    else:
-        raw = scales.astype(np.float32)
-        value = raw.astype(np.float64)
-    weight = (codes.astype(np.float64) - 8) * np.repeat(value, fmt.scale_k, axis=1)[:, :cols]
-    return RandomMatrix(_core.Matrix(codes, raw), weight, bias)
+        bias = rng.normal(size=rows).astype(np.float32)
+    packed = _core.Matrix(raw, scales, zero_points, bias, global_scale)
+    return RandomMatrix(packed, value, np.zeros(rows) if bias is None else bias.astype(np.float64))
 
 
 @dataclass
@@ -100,8 +162,6 @@ def random_layer(
 ) -> RandomLayer:
     """Write a layer file of random experts."""
     panel = FORMATS[fmt]
-    # down's bias lies in the expert table, which only the converter of a later format writes.
-    down = _core.PanelFormat(panel.dtype, panel.scale_dtype, scale_k=panel.scale_k)
     spec = _core.LayerSpec(
         layer_index=0,
         num_experts=experts,
@@ -109,7 +169,7 @@ def random_layer(
         intermediate_size=intermediate,
         gated=gated,
         gate_up=panel,
-        down=down,
+        down=panel,
         unit_rows=unit_rows,
     )
     rng = np.random.default_rng(seed)
@@ -119,9 +179,12 @@ def random_layer(
     for e in range(experts):
         gate = random_matrix(rng, panel, intermediate, hidden) if gated else None
         up = random_matrix(rng, panel, intermediate, hidden)
-        matrix = random_matrix(rng, down, hidden, intermediate)
-        made.append((gate, up, matrix))
-        records = _core.pack_expert(spec, gate.packed if gate else None, up.packed, matrix.packed)
+        down = random_matrix(rng, panel, hidden, intermediate)
+        made.append((gate, up, down))
+        packed = (gate.packed if gate else None, up.packed, down.packed)
+        records = _core.pack_expert(spec, *packed)
+        for at, entry in _core.pack_table(spec, e, *packed):
+            data[at : at + len(entry)] = entry
         for unit in range(spec.num_units):
             at = spec.record_offset(unit, e)
             data[at : at + spec.record_bytes] = records[unit].tobytes()
@@ -241,8 +304,8 @@ def oracle(
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2
                 err_act = np.where(to_tie <= largest_error + 4 * U * np.abs(exact), step, 0) + largest_error
-            out[t] += down.value @ act
+            out[t] += down.value @ act + w * down.bias
             bound[t] += np.abs(down.value) @ err_act
-            magnitude += np.abs(down.value) @ np.abs(act)
+            magnitude += np.abs(down.value) @ np.abs(act) + np.abs(w * down.bias)
         bound[t] += gamma(terms) * magnitude
     return out, bound

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint
 from click.testing import CliRunner, Result
-
 from lsg.convert.cli import main
 
 HIDDEN, INTERMEDIATE, EXPERTS, LAYERS = 96, 80, 4, 2
@@ -33,7 +32,7 @@ def source(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "tiny-moe"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def convert() -> Callable[..., Result]:
     """Runs lsg-convert in this process."""
 

@@ -1,0 +1,194 @@
+// y += W · x with float inputs: every weight is decoded to f32 and meets its exact input ("true" WxA16).
+//
+// Lanes are outputs, so every level adds an output's terms in the same order, with the same fused operations, and all
+// levels give the same bits. Per tile: a sum of code · x, then one fused multiply-add with the scale.
+#pragma once
+
+#include "kernels/block-inl.h"
+
+namespace lsg {
+namespace {
+
+// A weight format decodes one part of a line: kInputs consecutive inputs of each lane's output.
+template <int kShift, uint32_t kMask>
+Simd::I Field(Simd::I lanes) {
+  return Simd::And(Simd::ShiftRight<kShift>(lanes), Simd::Set1Bits(kMask));
+}
+
+struct Int4Weight {
+  static constexpr int kBits = 4;
+  static constexpr bool kScaled = true, kZeroPoints = true;
+  static constexpr float kDefaultZeroPoint = 8.0f;
+  static void Decode(Simd::I lanes, Simd::F zero_point, Simd::F* w) {
+    const auto code = [&](Simd::I field) { return Simd::Sub(Simd::FromInt(field), zero_point); };
+    w[0] = code(Field<0, 15>(lanes)), w[4] = code(Field<4, 15>(lanes));
+    w[1] = code(Field<8, 15>(lanes)), w[5] = code(Field<12, 15>(lanes));
+    w[2] = code(Field<16, 15>(lanes)), w[6] = code(Field<20, 15>(lanes));
+    w[3] = code(Field<24, 15>(lanes)), w[7] = code(Field<28, 15>(lanes));
+  }
+};
+
+struct E2m1Weight {
+  static constexpr int kBits = 4;
+  static constexpr bool kScaled = true, kZeroPoints = false;
+  static constexpr float kDefaultZeroPoint = 0.0f;
+  static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
+    alignas(64) static constexpr float kValues[16] = {0,  0.5f,  1,  1.5f,  2,  3,  4,  6,
+                                                      -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+    const auto value = [](Simd::I field) { return Simd::Lookup16(kValues, field); };
+    w[0] = value(Field<0, 15>(lanes)), w[4] = value(Field<4, 15>(lanes));
+    w[1] = value(Field<8, 15>(lanes)), w[5] = value(Field<12, 15>(lanes));
+    w[2] = value(Field<16, 15>(lanes)), w[6] = value(Field<20, 15>(lanes));
+    w[3] = value(Field<24, 15>(lanes)), w[7] = value(Field<28, 15>(lanes));
+  }
+};
+
+struct Int8Weight {
+  static constexpr int kBits = 8;
+  static constexpr bool kScaled = true, kZeroPoints = false;
+  static constexpr float kDefaultZeroPoint = 0.0f;
+  static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
+    w[0] = Simd::FromInt(Simd::ShiftRightSigned<24>(Simd::ShiftLeft<24>(lanes)));
+    w[1] = Simd::FromInt(Simd::ShiftRightSigned<24>(Simd::ShiftLeft<16>(lanes)));
+    w[2] = Simd::FromInt(Simd::ShiftRightSigned<24>(Simd::ShiftLeft<8>(lanes)));
+    w[3] = Simd::FromInt(Simd::ShiftRightSigned<24>(lanes));
+  }
+};
+
+struct UInt8Weight {
+  static constexpr int kBits = 8;
+  static constexpr bool kScaled = true, kZeroPoints = true;
+  static constexpr float kDefaultZeroPoint = 0.0f;
+  static void Decode(Simd::I lanes, Simd::F zero_point, Simd::F* w) {
+    w[0] = Simd::Sub(Simd::FromInt(Field<0, 255>(lanes)), zero_point);
+    w[1] = Simd::Sub(Simd::FromInt(Field<8, 255>(lanes)), zero_point);
+    w[2] = Simd::Sub(Simd::FromInt(Field<16, 255>(lanes)), zero_point);
+    w[3] = Simd::Sub(Simd::FromInt(Field<24, 255>(lanes)), zero_point);
+  }
+};
+
+// An 8-bit float whose magnitude bits, moved up by kMove, read 2^kBias too small as f32. Exact, subnormals included; the
+// converter refuses codes that are infinite or NaN.
+template <int kMove, int kBias>
+struct Fp8Weight {
+  static constexpr int kBits = 8;
+  static constexpr bool kScaled = true, kZeroPoints = false;
+  static constexpr float kDefaultZeroPoint = 0.0f;
+  template <int kByte>
+  static Simd::F Value(Simd::I lanes) {
+    const Simd::I code = Field<8 * kByte, 255>(lanes);
+    const Simd::I sign = Simd::ShiftLeft<24>(Simd::And(code, Simd::Set1Bits(0x80)));
+    const Simd::I magnitude = Simd::ShiftLeft<kMove>(Simd::And(code, Simd::Set1Bits(0x7f)));
+    const Simd::F power = Simd::FromBits(Simd::Set1Bits((127u + kBias) << 23));
+    return Simd::Mul(Simd::FromBits(Simd::Or(magnitude, sign)), power);
+  }
+  static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
+    w[0] = Value<0>(lanes), w[1] = Value<1>(lanes);
+    w[2] = Value<2>(lanes), w[3] = Value<3>(lanes);
+  }
+};
+using E4m3Weight = Fp8Weight<20, 120>;
+using E5m2Weight = Fp8Weight<21, 112>;
+
+struct Bf16Weight {
+  static constexpr int kBits = 16;
+  static constexpr bool kScaled = false, kZeroPoints = false;
+  static constexpr float kDefaultZeroPoint = 0.0f;
+  static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
+    w[0] = Simd::FromBits(Simd::ShiftLeft<16>(lanes));
+    w[1] = Simd::FromBits(Simd::And(lanes, Simd::Set1Bits(0xffff0000)));
+  }
+};
+
+struct F16Weight {
+  static constexpr int kBits = 16;
+  static constexpr bool kScaled = false, kZeroPoints = false;
+  static constexpr float kDefaultZeroPoint = 0.0f;
+  static Simd::F Value(Simd::I magnitude, Simd::I sign) {
+    const Simd::I bits = Simd::Or(Simd::ShiftLeft<13>(magnitude), sign);
+    return Simd::Mul(Simd::FromBits(bits), Simd::Set1(0x1p112f));
+  }
+  static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
+    const Simd::I sign = Simd::Set1Bits(0x80000000);
+    w[0] = Value(Field<0, 0x7fff>(lanes), Simd::And(Simd::ShiftLeft<16>(lanes), sign));
+    w[1] = Value(Field<16, 0x7fff>(lanes), Simd::And(lanes, sign));
+  }
+};
+
+// kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
+template <class Weight, int kGroups, int M>
+void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool accumulate) {
+  constexpr size_t kTileBytes = TileBytes(Weight::kBits);
+  constexpr int kInputs = 32 / Weight::kBits;  // of a line
+  constexpr int kLines = kTileK / kInputs;
+  const uint8_t* codes = panel.codes;
+  BlockSums<M> sums;
+  GroupScales group[kGroups];
+  for (int block = 0; block < panel.blocks; ++block) {
+    sums.Begin(panel, block, y, accumulate);
+    for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
+      if constexpr (Weight::kScaled) {
+        if (kGroups > 1 || k_tile % panel.tiles_per_scale == 0) {
+          for (int g = 0; g < kGroups; ++g) {
+            const int at = kGroups > 1 ? k_tile * kGroups + g : k_tile / panel.tiles_per_scale;
+            group[g].Load(panel, block, at);
+            if constexpr (Weight::kZeroPoints) {
+              group[g].LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint);
+            }
+          }
+        }
+      }
+      for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
+        PrefetchTile(codes, kTileBytes);
+        for (int part = 0; part < kParts; ++part) {
+          const int n = t * kTileN + part * Simd::kLanes;
+          for (int g = 0; g < kGroups; ++g) {
+            Simd::F zero_point = Simd::Zero();
+            if constexpr (Weight::kZeroPoints) zero_point = Simd::Load(group[g].zero_point + n);
+            // Two sums a token halve the chain of dependent additions.
+            Simd::F even[M], odd[M];
+            for (int m = 0; m < M; ++m) even[m] = odd[m] = Simd::Zero();
+            for (int line = g * kLines / kGroups; line < (g + 1) * kLines / kGroups; ++line) {
+              Simd::F w[kInputs];
+              Weight::Decode(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4), zero_point, w);
+              for (int m = 0; m < M; ++m) {
+                const float* inputs = x[m] + k_tile * kTileK + line * kInputs;
+                for (int i = 0; i < kInputs; i += 2) {
+                  even[m] = Simd::Fma(w[i], Simd::Set1(inputs[i]), even[m]);
+                  odd[m] = Simd::Fma(w[i + 1], Simd::Set1(inputs[i + 1]), odd[m]);
+                }
+              }
+            }
+            for (int m = 0; m < M; ++m) {
+              Simd::F& sum = sums.at[m][t][part];
+              const Simd::F tile = Simd::Add(even[m], odd[m]);
+              if constexpr (Weight::kScaled) {
+                sum = Simd::Fma(tile, Simd::Load(group[g].scale + n), sum);
+              } else {
+                sum = Simd::Add(sum, tile);
+              }
+            }
+          }
+        }
+      }
+    }
+    sums.End(block, y);
+  }
+}
+
+template <class Weight, int kGroups>
+void FloatEntry(const Panel& panel, const float* const* x, int tokens, float* const* y, bool accumulate) {
+  switch (tokens) {
+    case 1:
+      return FloatPanel<Weight, kGroups, 1>(panel, x, y, accumulate);
+    case 2:
+      return FloatPanel<Weight, kGroups, 2>(panel, x, y, accumulate);
+    case 3:
+      return FloatPanel<Weight, kGroups, 3>(panel, x, y, accumulate);
+    default:
+      return FloatPanel<Weight, kGroups, 4>(panel, x, y, accumulate);
+  }
+}
+
+}  // namespace
+}  // namespace lsg

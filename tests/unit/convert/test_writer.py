@@ -1,0 +1,106 @@
+import os
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from lsg._core import Dtype, LayerSpec, PanelFormat, crc32c
+from lsg.convert.journal import SlabDone
+from lsg.convert.writer import LayerWriter, pwrite_all, surviving_slabs
+
+PANEL = PanelFormat(Dtype.BF16)
+SPEC = LayerSpec(
+    layer_index=0,
+    num_experts=4,
+    hidden_size=64,
+    intermediate_size=64,
+    gated=True,
+    gate_up=PANEL,
+    down=PANEL,
+)
+SLAB_BYTES = SPEC.num_units * SPEC.record_bytes
+
+
+def records(expert):
+    rng = np.random.default_rng(expert)
+    return rng.integers(0, 256, (SPEC.num_units, SPEC.record_bytes), dtype=np.uint8)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "layer"
+
+
+@pytest.fixture
+def done(path):
+    """A file with four slabs, and what the journal says of them."""
+    with ExitStack() as stack:
+        writer = LayerWriter(path, SPEC, stack)
+        assert writer.fresh
+        for expert in (2, 0, 3, 1):
+            writer.write_slab(expert, records(expert))
+        return [SlabDone(0, expert, crc32c(records(expert).reshape(-1)), []) for expert in range(4)]
+
+
+def survivors(path, done, reread_bytes):
+    with ExitStack() as stack:
+        slabs = surviving_slabs({0: LayerWriter(path, SPEC, stack)}, done, reread_bytes)
+    return sorted(expert for _, expert in slabs)
+
+
+def test_geometry_fixes_where_everything_lies(path, done):
+    data = np.fromfile(path, np.uint8)
+    assert len(data) == SPEC.file_bytes
+    assert data[:4096].tobytes() == SPEC.header()
+    for expert in range(4):
+        for unit, record in enumerate(records(expert)):
+            offset = SPEC.record_offset(unit, expert)
+            np.testing.assert_array_equal(data[offset : offset + SPEC.record_bytes], record)
+
+
+def test_a_whole_file_keeps_its_slabs(path, done):
+    assert survivors(path, done, 1 << 30) == [0, 1, 2, 3]
+
+
+def test_a_slab_that_the_journal_does_not_know_is_done_again(path, done):
+    assert survivors(path, done[:3], 1 << 30) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("nbytes", [0, 4096, SPEC.file_bytes - 1, SPEC.file_bytes + 1])
+def test_a_file_of_another_size_keeps_nothing(path, done, nbytes):
+    with path.open("r+b") as file:
+        file.truncate(nbytes)
+    assert survivors(path, done, 1 << 30) == []
+
+
+def test_a_file_without_its_header_keeps_nothing(path, done):
+    with path.open("r+b") as file:
+        file.write(bytes(4096))
+    assert survivors(path, done, 1 << 30) == []
+    assert np.fromfile(path, np.uint8)[:4096].tobytes() == SPEC.header()
+
+
+def damage(path, expert):
+    with path.open("r+b") as file:
+        file.seek(SPEC.record_offset(SPEC.num_units - 1, expert) + 7)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_only_the_newest_slabs_are_reread(path, done):
+    damage(path, 0)
+    assert survivors(path, done, SLAB_BYTES) == [0, 1, 2, 3]
+
+
+def test_one_damaged_slab_among_them_makes_all_be_reread(path, done):
+    damage(path, 0)
+    damage(path, 3)
+    assert survivors(path, done, SLAB_BYTES) == [1, 2]
+
+
+def test_short_writes_are_completed(tmp_path, monkeypatch):
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:3], offset))
+    with (tmp_path / "file").open("wb") as file:
+        pwrite_all(file.fileno(), memoryview(b"0123456789"), 2)
+    assert (tmp_path / "file").read_bytes() == b"\0\x000123456789"

@@ -1,0 +1,132 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsg import CapacityError, CompatError
+from lsg.runtime import launch
+from lsg.runtime.host import Core, Host
+from lsg.runtime.settings import Settings
+from lsg.runtime.sglang.cpu_standins import DIRECTORY
+
+DIR = Path("/models/x")
+HOST = Host(tuple(Core((cpu,), 0) for cpu in range(16)), None, 64 << 30)
+
+
+class Model:
+    """As much of a RepackedModel as planning needs."""
+
+    directory = DIR
+    expert_bytes = 10 << 30
+
+
+def plan(*arguments, model=None, gpus=1, settings=None, environ=None):
+    return launch.plan(DIR, model, arguments, settings or Settings(), HOST, gpus, environ or {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--port", "1", "--dtype", "x"], "x"),
+        (["--dtype=y"], "y"),
+        (["--dtype", "--port"], ""),
+        (["--dtypes", "z"], None),
+        (["--dtype", "a", "--dtype=b"], "b"),
+        ([], None),
+    ],
+)
+def test_option(arguments, value):
+    assert launch.option(arguments, ("--dtype",)) == value
+
+
+def test_an_ordinary_directory_on_a_gpu_is_stock_sglang():
+    environ = {"PATH": "/bin", "LK_ANYTHING": "1"}
+    started = plan("--port", "8000", "--tp", "2", environ=environ)
+    assert started.argv == [
+        sys.executable, "-m", "sglang.launch_server", "--model-path", str(DIR), "--port", "8000", "--tp", "2"
+    ]  # fmt: skip
+    assert started.environ == environ
+
+
+def test_without_a_gpu_sglang_takes_its_cpu_path():
+    started = plan("--port", "1", gpus=0, environ={"PYTHONPATH": "/mine"})
+    assert started.argv[5:] == ["--device", "cpu", "--attention-backend", "torch_native", "--port", "1"]
+    assert started.environ["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert started.environ["PYTHONPATH"] == f"{DIRECTORY}{os.pathsep}/mine"
+
+
+def test_what_the_user_says_about_the_cpu_path_stands():
+    started = plan("--device=cpu", "--attention-backend", "intel_amx", gpus=0)
+    assert started.argv[5:] == ["--device=cpu", "--attention-backend", "intel_amx"]
+    assert plan("--device", "cuda", gpus=0).environ == {}
+
+
+def test_offloaded_experts_on_a_gpu_run_without_graphs():
+    started = plan("--port", "1", model=Model)
+    assert started.argv[5:] == ["--disable-decode-cuda-graph", "--disable-prefill-cuda-graph", "--port", "1"]
+    assert started.threads == 12
+    assert started.environ["LSG_ACTIVATIONS"] == "int8"
+    assert started.environ["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--cuda-graph-backend-decode", "full"],
+        ["--cuda-graph-backend-prefill=tc_piecewise"],
+        ["--enforce-piecewise-cuda-graph"],
+        ["--cuda-graph-config", "{}"],
+    ],
+)
+def test_asking_for_graphs_is_refused(arguments):
+    with pytest.raises(CompatError, match="later version"):
+        plan(*arguments, model=Model)
+
+
+def test_graphs_that_the_user_disabled_are_fine():
+    assert plan("--cuda-graph-backend-decode=disabled", model=Model).argv[-1].endswith("disabled")
+
+
+@pytest.mark.parametrize("arguments", [["--tp-size", "2"], ["--tp=2"], ["--pp-size", "2"]])
+def test_threads_are_divided_among_processes(arguments):
+    started = plan(*arguments, model=Model)
+    assert (started.processes, started.threads) == (2, 6)
+
+
+def test_too_many_threads_are_refused():
+    with pytest.raises(CapacityError, match="choose --threads 8 or less"):
+        plan("--tp", "2", model=Model, settings=Settings(threads=9))
+
+
+def test_omp_num_threads_is_the_users():
+    assert plan(model=Model, environ={"OMP_NUM_THREADS": "9"}).environ["OMP_NUM_THREADS"] == "9"
+
+
+def test_plugin_is_added_to_a_restricted_list():
+    assert plan(model=Model, environ={"SGLANG_PLUGINS": "other"}).environ["SGLANG_PLUGINS"] == "other,lsg"
+
+
+def test_kv_cache_on_a_cpu_leaves_room_for_the_experts():
+    arguments = plan(model=Model, gpus=0).argv
+    fraction = float(arguments[arguments.index("--mem-fraction-static") + 1])
+    assert fraction == pytest.approx(launch.CPU_KV_CACHE_BYTES / HOST.memory_available_bytes, abs=1e-3)
+    assert "--mem-fraction-static" not in plan("--max-total-tokens", "9", model=Model, gpus=0).argv
+
+
+def test_a_model_that_does_not_fit_is_refused():
+    class Big(Model):
+        expert_bytes = 65 << 30
+
+    with pytest.raises(CapacityError, match=r"needs 69\.8 GB .* 68\.7 GB are available"):
+        plan(model=Big)
+
+
+def test_naming_the_model_twice_is_refused():
+    with pytest.raises(CompatError, match="named twice"):
+        plan("--model-path", "/other")
+
+
+def test_a_senseless_parallel_size_is_refused():
+    with pytest.raises(CompatError, match="--tensor-parallel-size two"):
+        plan("--tp-size", "two", model=Model)
