@@ -16,6 +16,7 @@ import click
 import machine
 import numpy as np
 import numpy.typing as npt
+
 from lsg import _core
 from lsg._core import Dtype, Engine, LayerSpec, Matrix, PanelFormat, ScaleDtype
 

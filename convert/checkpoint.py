@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
 from lsg import CheckpointError
 from lsg._core import crc32c
-from safetensors import SafetensorError, safe_open
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+
 from lsg import CheckpointError, LsgError
 from lsg.convert import console, targets
 from lsg.convert.job import Options, Summary, convert

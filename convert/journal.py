@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+
 from lsg import CapacityError, LsgError
 from lsg._core import crc32c
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from lsg import CheckpointError
 from lsg._core import Dtype, Matrix, PanelFormat, ScaleDtype, quantize_int4
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from lsg._core import LayerSpec, crc32c
 from lsg.convert.journal import SlabDone
 

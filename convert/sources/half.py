@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
 from lsg import CheckpointError
 from lsg._core import Dtype, Matrix, PanelFormat
 from lsg.convert.checkpoint import Checkpoint, Tensor

@@ -16,9 +16,10 @@ import click
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
 
-from checkpoints.facts import FACTS  # noqa: E402
 from demo import look  # noqa: E402
 from demo.server import DemoError, Server  # noqa: E402
+
+from checkpoints.facts import FACTS  # noqa: E402
 
 SCRATCH = ROOT / ".demo"
 CHECKPOINT = SCRATCH / "checkpoint"

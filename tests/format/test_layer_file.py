@@ -23,7 +23,9 @@ SCALE_NUMPY = {
 INT4 = _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=32)
 
 
-def spec_of(fmt: _core.PanelFormat = INT4, down: _core.PanelFormat | None = None, **overrides) -> _core.LayerSpec:
+def spec_of(
+    fmt: _core.PanelFormat = INT4, down: _core.PanelFormat | None = None, **overrides
+) -> _core.LayerSpec:
     fields = {"layer_index": 3, "num_experts": 2, "hidden_size": 96, "intermediate_size": 80, "gated": True}
     return _core.LayerSpec(**(fields | overrides), gate_up=fmt, down=down or fmt)
 
@@ -54,7 +56,11 @@ def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, c
     if fmt.scale_dtype != _core.ScaleDtype.NONE:
         shape = (-(-rows // fmt.scale_rows), 1 if fmt.scale_k == 0 else -(-cols // fmt.scale_k))
         kind = SCALE_NUMPY[fmt.scale_dtype]
-        scales = rng.random(shape, np.float32) if kind is np.float32 else rng.integers(0, np.iinfo(kind).max, shape, kind)
+        scales = (
+            rng.random(shape, np.float32)
+            if kind is np.float32
+            else rng.integers(0, np.iinfo(kind).max, shape, kind)
+        )
         if fmt.zero_point:
             zeros = rng.integers(0, 256, shape, np.uint8)
     if fmt.bias:
@@ -209,7 +215,9 @@ def test_every_damaged_header_byte_is_noticed(tmp_path: Path):
         (1000, 1, "do not follow"),
     ],
 )
-def test_a_hostile_header_with_a_right_checksum_is_refused(tmp_path: Path, offset: int, value: int, sentence: str):
+def test_a_hostile_header_with_a_right_checksum_is_refused(
+    tmp_path: Path, offset: int, value: int, sentence: str
+):
     path = tmp_path / "x.lsgb"
     data = bytearray(write_file(path, spec_of()))
     struct.pack_into("<I", data, offset, value)
@@ -249,7 +257,9 @@ def test_wrong_matrices_are_refused():
     with pytest.raises(FormatError, match="gate must be given exactly when"):
         _core.pack_expert(spec, None, good, down)
     with pytest.raises(FormatError, match="exactly when the panel format has them"):
-        _core.pack_expert(spec, good, good, _core.Matrix(np.zeros((96, 80), np.uint16), np.zeros((96, 3), np.uint16)))
+        _core.pack_expert(
+            spec, good, good, _core.Matrix(np.zeros((96, 80), np.uint16), np.zeros((96, 3), np.uint16))
+        )
     with pytest.raises(FormatError, match="contiguous"):
         _core.pack_expert(spec, good, good, _core.Matrix(np.zeros((80, 96), np.uint16).T))
 

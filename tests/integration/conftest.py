@@ -1,11 +1,8 @@
 """One small checkpoint and its two repacked directories for all end-to-end tests."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from checkpoints import make_checkpoint
+from integration.repack import convert
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +16,6 @@ def repacked(checkpoint):
 
     def make(kind):
         out = checkpoint.parent / kind
-        if not out.exists():
-            convert = Path(sys.executable).parent / "lsg-convert"
-            subprocess.run([convert, checkpoint, out, "--experts", kind], check=True, capture_output=True)
-        return out
+        return out if out.exists() else convert(checkpoint, out, kind)
 
     return make

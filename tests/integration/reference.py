@@ -48,7 +48,9 @@ def replace_experts(model: torch.nn.Module, repacked: Path) -> None:
         file = LayerFile(str(repacked / manifest.DIRECTORY / layer.file))
         experts = model.model.layers[layer.index].mlp.experts
         for expert in range(layer.num_experts):
-            decoded = [decode(matrix, layer.gate_up) for matrix in unpack_expert(file.spec, file.expert(expert))]
+            decoded = [
+                decode(matrix, layer.gate_up) for matrix in unpack_expert(file.spec, file.expert(expert))
+            ]
             gate, up, down = (torch.from_numpy(matrix) for matrix in decoded)
             experts.gate_up_proj.data[expert] = torch.cat([gate, up])
             experts.down_proj.data[expert] = down

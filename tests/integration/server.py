@@ -44,7 +44,9 @@ class Server:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
-    def log_probs(self, prompt: list[int], new_tokens: int, vocab_size: int) -> tuple[list[int], torch.Tensor]:
+    def log_probs(
+        self, prompt: list[int], new_tokens: int, vocab_size: int
+    ) -> tuple[list[int], torch.Tensor]:
         """Greedy continuation, and the whole distribution after each token but the last, [positions, vocabulary]."""
         reply = self.post(
             "/generate",

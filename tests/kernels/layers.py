@@ -17,20 +17,32 @@ F64 = npt.NDArray[np.float64]
 U = 2.0**-24
 FORMATS = {
     "int4-bf16-g32": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=32),
-    "int4-f16-g128-zero": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F16, scale_k=128, zero_point=True),
+    "int4-f16-g128-zero": _core.PanelFormat(
+        _core.Dtype.INT4, _core.ScaleDtype.F16, scale_k=128, zero_point=True
+    ),
     "int4-f32-g64": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F32, scale_k=64),
     "int4-bf16-g16": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=16),
     "int4-f16-row": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F16),
     "int8-bf16-g32": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.BF16, scale_k=32),
     "int8-f32-row-zero": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.F32, zero_point=True),
-    "fp8-f32-32x128": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F32, scale_rows=32, scale_k=128),
+    "fp8-f32-32x128": _core.PanelFormat(
+        _core.Dtype.FP8_E4M3, _core.ScaleDtype.F32, scale_rows=32, scale_k=128
+    ),
     "fp8-f32-row": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F32),
-    "fp8-e8m0-32x32": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.E8M0, scale_rows=32, scale_k=32),
-    "fp8-bf16-32x128": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.BF16, scale_rows=32, scale_k=128),
-    "fp8-f16-32x128": _core.PanelFormat(_core.Dtype.FP8_E4M3, _core.ScaleDtype.F16, scale_rows=32, scale_k=128),
+    "fp8-e8m0-32x32": _core.PanelFormat(
+        _core.Dtype.FP8_E4M3, _core.ScaleDtype.E8M0, scale_rows=32, scale_k=32
+    ),
+    "fp8-bf16-32x128": _core.PanelFormat(
+        _core.Dtype.FP8_E4M3, _core.ScaleDtype.BF16, scale_rows=32, scale_k=128
+    ),
+    "fp8-f16-32x128": _core.PanelFormat(
+        _core.Dtype.FP8_E4M3, _core.ScaleDtype.F16, scale_rows=32, scale_k=128
+    ),
     "e5m2-bf16-g32": _core.PanelFormat(_core.Dtype.FP8_E5M2, _core.ScaleDtype.BF16, scale_k=32),
     "mxfp4-bias": _core.PanelFormat(_core.Dtype.FP4_E2M1, _core.ScaleDtype.E8M0, scale_k=32, bias=True),
-    "nvfp4": _core.PanelFormat(_core.Dtype.FP4_E2M1, _core.ScaleDtype.FP8_E4M3, scale_k=16, global_scale=True),
+    "nvfp4": _core.PanelFormat(
+        _core.Dtype.FP4_E2M1, _core.ScaleDtype.FP8_E4M3, scale_k=16, global_scale=True
+    ),
     "bf16": _core.PanelFormat(_core.Dtype.BF16),
     "f16": _core.PanelFormat(_core.Dtype.F16),
     "bf16-bias": _core.PanelFormat(_core.Dtype.BF16, bias=True),
@@ -66,7 +78,9 @@ def float8(codes: npt.NDArray[np.uint8], exponent_bits: int) -> F64:
     bias = 2 ** (exponent_bits - 1) - 1
     exponent = (codes.astype(np.int64) >> mantissa_bits) & (2**exponent_bits - 1)
     mantissa = (codes & (2**mantissa_bits - 1)) / 2.0**mantissa_bits
-    magnitude = np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias))
+    magnitude = np.where(
+        exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias)
+    )
     return np.where(codes & 0x80, -magnitude, magnitude)
 
 
@@ -127,7 +141,9 @@ def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, c
         scales, scale_value = random_scales(rng, fmt.scale_dtype, shape, 1 / (typical * np.sqrt(cols)))
 
         def spread(x: npt.NDArray[np.generic]) -> F64:
-            return np.repeat(np.repeat(x, fmt.scale_rows, axis=0)[:rows], scale_k, axis=1)[:, :cols].astype(np.float64)
+            return np.repeat(np.repeat(x, fmt.scale_rows, axis=0)[:rows], scale_k, axis=1)[:, :cols].astype(
+                np.float64
+            )
 
         if fmt.zero_point:
             zero_points = rng.integers(0, 16 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
@@ -292,7 +308,11 @@ def oracle(
             for sign_g in (-1, 1):
                 for sign_u in (-1, 1):
                     shifted = activation(
-                        kind, None if pre_gate is None else pre_gate + sign_g * err_gate, pre_up + sign_u * err_up, alpha, limit
+                        kind,
+                        None if pre_gate is None else pre_gate + sign_g * err_gate,
+                        pre_up + sign_u * err_up,
+                        alpha,
+                        limit,
                     )
                     moved = np.maximum(moved, np.abs(shifted * w - act))
             err_act = 2 * moved + 32 * U * np.abs(act) + 1e-30

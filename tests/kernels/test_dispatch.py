@@ -38,12 +38,16 @@ def test_isa_objects_export_their_namespace_only():
     """A weak symbol in an AVX-512 object may be the one the linker keeps for the baseline: it would crash older processors."""
     nm = shutil.which("nm")
     build = Path(__file__).parents[2] / "build"
-    objects = sorted(path for path in build.glob("*/csrc/CMakeFiles/lsg_*.dir/kernels/*.o") if "lsg_core" not in str(path))
+    objects = sorted(
+        path for path in build.glob("*/csrc/CMakeFiles/lsg_*.dir/kernels/*.o") if "lsg_core" not in str(path)
+    )
     if nm is None or not objects:
         pytest.skip("needs the build tree and nm")
     for path in objects:
         level = path.name.split(".")[0]
-        symbols = subprocess.run([nm, "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+        symbols = subprocess.run(
+            [nm, "-C", "--defined-only", path], capture_output=True, text=True, check=True
+        ).stdout
         exported = re.findall(r"^[0-9a-f]* ([A-Zuvw]) (.*)$", symbols, re.MULTILINE)
         foreign = [line for line in exported if not line[1].startswith(f"lsg::{level}::")]
         assert not foreign, f"{path.name} exports {foreign}"

@@ -20,7 +20,9 @@ def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
     return ids, rng.uniform(0.1, 1, size=(tokens, top_k)).astype(np.float32)
 
 
-def check(layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation) -> None:
+def check(
+    layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation
+) -> None:
     rng = np.random.default_rng(tokens)
     hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
@@ -70,7 +72,9 @@ def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
-@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "int8-bf16-g32", "fp8-f32-32x128", "mxfp4-bias", "nvfp4", "bf16", "f16"])
+@pytest.mark.parametrize(
+    "fmt", ["int4-bf16-g32", "int8-bf16-g32", "fp8-f32-32x128", "mxfp4-bias", "nvfp4", "bf16", "f16"]
+)
 def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, activations: str):
     layer = random_layer(tmp_path / "b.lsgb", fmt=fmt, hidden=200, intermediate=130, experts=8)
     rng = np.random.default_rng(1)
@@ -93,7 +97,8 @@ def test_unit_ranges_add_up(tmp_path: Path):
     assert units == 7
     whole = engine.add_layer(str(layer.path))
     parts = [
-        engine.add_layer(str(layer.path), unit_begin=begin, unit_end=end) for begin, end in [(0, 3), (3, 5), (5, 7), (7, 7)]
+        engine.add_layer(str(layer.path), unit_begin=begin, unit_end=end)
+        for begin, end in [(0, 3), (3, 5), (5, 7), (7, 7)]
     ]
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(5, 96)).astype(np.float32)
@@ -124,7 +129,9 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
         want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=True)
         # bf16 keeps 8 significant bits: rounding to nearest is off by at most 2⁻⁹ of the value; f16's subnormals by 2⁻²⁵.
-        assert (np.abs(got_value - want) <= bound * 1.01 + unit_roundoff / 2 * np.abs(want) * 1.01 + 2.0**-25).all()
+        assert (
+            np.abs(got_value - want) <= bound * 1.01 + unit_roundoff / 2 * np.abs(want) * 1.01 + 2.0**-25
+        ).all()
 
 
 def test_padding_routes_nowhere(tmp_path: Path):
@@ -202,7 +209,13 @@ def test_bad_calls_are_refused(tmp_path: Path):
 def test_formats_without_a_kernel_are_refused(tmp_path: Path):
     int8 = _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.F32, scale_k=16)
     spec = _core.LayerSpec(
-        layer_index=0, num_experts=1, hidden_size=64, intermediate_size=64, gated=True, gate_up=int8, down=int8
+        layer_index=0,
+        num_experts=1,
+        hidden_size=64,
+        intermediate_size=64,
+        gated=True,
+        gate_up=int8,
+        down=int8,
     )
     path = tmp_path / "int8.lsgb"
     path.write_bytes(spec.header().ljust(spec.file_bytes, b"\0"))

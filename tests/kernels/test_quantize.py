@@ -37,7 +37,11 @@ def test_search_is_near_the_best_scale_there_is():
     best_total = 0.0
     for row in bf16_value(bits):
         extreme = row[np.abs(row).argmax()]
-        candidates = bf16_value(bf16_bits(np.concatenate([extreme / np.linspace(-12, -4, 800), extreme / np.linspace(4, 12, 800)])))
+        candidates = bf16_value(
+            bf16_bits(
+                np.concatenate([extreme / np.linspace(-12, -4, 800), extreme / np.linspace(4, 12, 800)])
+            )
+        )
         q = np.clip(np.rint(row[None] / candidates[:, None]), -8, 7)
         best_total += ((row[None] - q * candidates[:, None]) ** 2).sum(axis=1).min()
     # It tries 16 scales of one sign, each refined by least squares; 1600 of both find a few per cent more.
@@ -53,7 +57,9 @@ def test_no_search_keeps_every_weight_within_half_a_step_or_the_clamp():
     # The extreme maps to -8 up to the scale's bf16 rounding (2⁻⁹ of 8 steps); its mirror image is clamped a step short.
     assert (np.abs(weight - dequantize(codes, scales, 64)) <= step * (1 + 8 * 2.0**-8)).all()
     inside = np.abs(weight) <= 7 * step
-    assert (np.abs(weight - dequantize(codes, scales, 64))[inside] <= step[inside] * (0.5 + 8 * 2.0**-8)).all()
+    assert (
+        np.abs(weight - dequantize(codes, scales, 64))[inside] <= step[inside] * (0.5 + 8 * 2.0**-8)
+    ).all()
 
 
 @pytest.mark.parametrize("search", [True, False])

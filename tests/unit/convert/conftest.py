@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
 from click.testing import CliRunner, Result
+
+from checkpoints import make_checkpoint
 from lsg.convert.cli import main
 
 HIDDEN, INTERMEDIATE, EXPERTS, LAYERS = 96, 80, 4, 2

@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from lsg import CheckpointError
 from lsg.convert.checkpoint import Checkpoint
-from safetensors.torch import load_file, save_file
 
 INDEX = "model.safetensors.index.json"
 

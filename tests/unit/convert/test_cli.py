@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from lsg import CapacityError
 from lsg.convert.workdir import partial_of
-from safetensors.torch import load_file, save_file
 
 SECOND = "model-00002-of-00003.safetensors"
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from lsg.convert import job
 from lsg.convert.journal import Identity
 from lsg.convert.workdir import open_work, partial_of

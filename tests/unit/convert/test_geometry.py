@@ -1,4 +1,5 @@
 import pytest
+
 from lsg import CheckpointError
 from lsg.convert.geometry import MoeGeometry
 

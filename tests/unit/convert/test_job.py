@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from checkpoints import make_checkpoint
 from lsg import manifest
-from safetensors.torch import load_file
 
 INDEX = "model.safetensors.index.json"
 

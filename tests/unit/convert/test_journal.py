@@ -1,4 +1,5 @@
 import pytest
+
 from lsg import LsgError
 from lsg._core import crc32c
 from lsg.convert.journal import Identity, Journal, ResidentDone, ShardIdentity, SlabDone

@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from lsg.convert import resident
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.schedule import plan_resident
-from safetensors.torch import load_file, save_file
 
 
 @pytest.mark.parametrize("file_bytes", [1, 64, 10**9])

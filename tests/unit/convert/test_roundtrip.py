@@ -7,10 +7,11 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from checkpoints import make_checkpoint
 from lsg import manifest
 from lsg._core import LayerFile, unpack_expert
-from safetensors.torch import load_file
 
 LAYERS, EXPERTS = 2, 4
 # (H, I): padding in both panels' outputs; in their inputs too; units of 64, the last one half filled.

@@ -1,5 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lsg.convert.checkpoint import Tensor
 from lsg.convert.schedule import plan_resident
 

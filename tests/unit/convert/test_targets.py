@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from lsg import CheckpointError
 from lsg._core import Dtype, Matrix, PanelFormat, ScaleDtype, quantize_int4
 from lsg.convert.targets import make_target

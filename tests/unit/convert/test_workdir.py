@@ -1,6 +1,7 @@
 import os
 
 import pytest
+
 from lsg import CapacityError, LsgError
 from lsg.convert.journal import Identity
 from lsg.convert.workdir import check_place, check_room, open_work, partial_of

@@ -3,6 +3,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+
 from lsg._core import Dtype, LayerSpec, PanelFormat, crc32c
 from lsg.convert.journal import SlabDone
 from lsg.convert.writer import LayerWriter, pwrite_all, surviving_slabs

@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from lsg import CheckpointError
 from lsg._core import Dtype
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.geometry import MoeGeometry
 from lsg.convert.sources import find_experts
-from safetensors.torch import load_file, save_file
 
 VICTIM = "model.layers.1.mlp.experts.0.up_proj.weight"
 
