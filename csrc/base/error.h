@@ -1,4 +1,5 @@
-// The error tree. Every message is one sentence for the user: what, where, expected, found, next step.
+// The error tree. Every message is one sentence for the user: what, where, expected, found, next
+// step.
 #pragma once
 
 #include <stdexcept>

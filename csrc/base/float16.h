@@ -10,7 +10,8 @@ inline float Bf16ToF32(uint16_t bits) { return std::bit_cast<float>(uint32_t{bit
 
 inline uint16_t F32ToBf16(float value) {
   uint32_t bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);  // quiet NaN
+  if ((bits & 0x7fffffffu) > 0x7f800000u)
+    return static_cast<uint16_t>((bits >> 16) | 0x40);  // quiet NaN
   bits += 0x7fffu + ((bits >> 16) & 1);
   return static_cast<uint16_t>(bits >> 16);
 }

@@ -1,5 +1,3 @@
-#include "bindings/bindings.h"
-
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "bindings/bindings.h"
 #include "engine/moe_engine.h"
 
 namespace py = pybind11;
@@ -55,17 +54,19 @@ void BindEngine(py::module_& module) {
            py::arg("cores") = std::vector<int>{})
       .def(
           "add_layer",
-          [](MoeEngine& engine, const std::string& path, Activation activation, float alpha, float limit,
-             int unit_begin, int unit_end) {
+          [](MoeEngine& engine, const std::string& path, Activation activation, float alpha,
+             float limit, int unit_begin, int unit_end) {
             const py::gil_scoped_release release;
             return engine.AddLayer(path, {activation, alpha, limit}, unit_begin, unit_end);
           },
-          py::arg("path"), py::kw_only(), py::arg("activation") = Activation::kSilu, py::arg("alpha") = 1.0f,
-          py::arg("limit") = 0.0f, py::arg("unit_begin") = 0, py::arg("unit_end") = -1)
+          py::arg("path"), py::kw_only(), py::arg("activation") = Activation::kSilu,
+          py::arg("alpha") = 1.0f, py::arg("limit") = 0.0f, py::arg("unit_begin") = 0,
+          py::arg("unit_end") = -1)
       .def(
           "forward",
-          [](MoeEngine& engine, int layer, uintptr_t hidden, uintptr_t topk_ids, uintptr_t topk_weights, uintptr_t out,
-             int tokens, int top_k, const std::string& dtype) {
+          [](MoeEngine& engine, int layer, uintptr_t hidden, uintptr_t topk_ids,
+             uintptr_t topk_weights, uintptr_t out, int tokens, int top_k,
+             const std::string& dtype) {
             if (tokens < 0 || top_k < 0) throw Error("tokens and top_k must not be negative");
             const bool some = tokens > 0;
             const Batch batch{Address<const void>(hidden, "hidden", some),
@@ -78,10 +79,11 @@ void BindEngine(py::module_& module) {
             const py::gil_scoped_release release;
             engine.Forward(layer, batch);
           },
-          py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"), py::arg("out"),
-          py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
+          py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"),
+          py::arg("out"), py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
       .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
-      .def_property_readonly("threads", [](const MoeEngine& engine) { return engine.options().threads; })
+      .def_property_readonly("threads",
+                             [](const MoeEngine& engine) { return engine.options().threads; })
       .def_property_readonly("mapped_bytes", &MoeEngine::mapped_bytes);
 }
 

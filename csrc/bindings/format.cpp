@@ -30,22 +30,25 @@ struct Matrix {
 };
 
 std::string ShapeOf(const py::array& array) {
-  return py::str(py::tuple(py::cast(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()))));
+  return py::str(
+      py::tuple(py::cast(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()))));
 }
 
-void RequireArray(const py::array& array, const std::string& what, py::ssize_t rows, py::ssize_t cols,
-                  py::ssize_t item_bytes) {
+void RequireArray(const py::array& array, const std::string& what, py::ssize_t rows,
+                  py::ssize_t cols, py::ssize_t item_bytes) {
   const bool contiguous = (array.flags() & py::array::c_style) != 0;
-  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != cols || array.itemsize() != item_bytes ||
-      !contiguous) {
-    throw FormatError(what + ": expected a contiguous array of shape (" + std::to_string(rows) + ", " +
-                      std::to_string(cols) + ") with " + std::to_string(item_bytes) + " bytes an item, found shape " +
-                      ShapeOf(array) + " with " + std::to_string(array.itemsize()));
+  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != cols ||
+      array.itemsize() != item_bytes || !contiguous) {
+    throw FormatError(what + ": expected a contiguous array of shape (" + std::to_string(rows) +
+                      ", " + std::to_string(cols) + ") with " + std::to_string(item_bytes) +
+                      " bytes an item, found shape " + ShapeOf(array) + " with " +
+                      std::to_string(array.itemsize()));
   }
 }
 
 // Checks a matrix against its format and takes its addresses.
-MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols, const std::string& name) {
+MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols,
+                  const std::string& name) {
   MatrixView view;
   view.rows = rows;
   view.cols = cols;
@@ -53,14 +56,18 @@ MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols,
   view.codes = static_cast<uint8_t*>(const_cast<void*>(matrix.codes.data()));
   view.scale_cols = SourceScaleCols(format, cols);
   const bool wants_scales = format.scale_dtype != ScaleDtype::kNone;
-  if (wants_scales != matrix.scales.has_value() || format.zero_point != matrix.zero_points.has_value() ||
-      format.bias != matrix.bias.has_value() || format.global_scale != matrix.global_scale.has_value()) {
-    throw FormatError(
-        name + ": scales, zero points, bias and global scale must be there exactly when the panel format has them");
+  if (wants_scales != matrix.scales.has_value() ||
+      format.zero_point != matrix.zero_points.has_value() ||
+      format.bias != matrix.bias.has_value() ||
+      format.global_scale != matrix.global_scale.has_value()) {
+    throw FormatError(name +
+                      ": scales, zero points, bias and global scale must be there exactly when the "
+                      "panel format has them");
   }
   const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
   if (wants_scales) {
-    RequireArray(*matrix.scales, name + " scales", scale_rows, view.scale_cols, BytesOf(format.scale_dtype));
+    RequireArray(*matrix.scales, name + " scales", scale_rows, view.scale_cols,
+                 BytesOf(format.scale_dtype));
     view.scales = static_cast<uint8_t*>(const_cast<void*>(matrix.scales->data()));
   }
   if (format.zero_point) {
@@ -69,7 +76,8 @@ MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols,
   }
   if (format.bias) {
     if (matrix.bias->ndim() != 1 || matrix.bias->shape(0) != rows) {
-      throw FormatError(name + " bias: expected shape (" + std::to_string(rows) + ",), found " + ShapeOf(*matrix.bias));
+      throw FormatError(name + " bias: expected shape (" + std::to_string(rows) + ",), found " +
+                        ShapeOf(*matrix.bias));
     }
     view.bias = const_cast<float*>(matrix.bias->data());
   }
@@ -95,13 +103,21 @@ Matrix EmptyMatrix(const PanelFormat& format, int rows, int cols) {
     std::memset(array.mutable_data(), 0, array.nbytes());
     return array;
   };
-  Matrix matrix{zeros(BitsOf(format.dtype) == 16 ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(), {rows, cols}),
-                {}, {}, {}, {}};
+  Matrix matrix{
+      zeros(BitsOf(format.dtype) == 16 ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
+            {rows, cols}),
+      {},
+      {},
+      {},
+      {}};
   const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
   const int scale_cols = SourceScaleCols(format, cols);
-  if (scale_cols > 0) matrix.scales = zeros(ScaleNumpyDtype(format.scale_dtype), {scale_rows, scale_cols});
-  if (format.zero_point) matrix.zero_points = Bytes(zeros(py::dtype::of<uint8_t>(), {scale_rows, scale_cols}));
-  if (format.bias) matrix.bias = py::array_t<float, py::array::c_style>(zeros(py::dtype::of<float>(), {rows}));
+  if (scale_cols > 0)
+    matrix.scales = zeros(ScaleNumpyDtype(format.scale_dtype), {scale_rows, scale_cols});
+  if (format.zero_point)
+    matrix.zero_points = Bytes(zeros(py::dtype::of<uint8_t>(), {scale_rows, scale_cols}));
+  if (format.bias)
+    matrix.bias = py::array_t<float, py::array::c_style>(zeros(py::dtype::of<float>(), {rows}));
   if (format.global_scale) matrix.global_scale = 0.0f;
   return matrix;
 }
@@ -113,8 +129,10 @@ struct Expert {
 
   ExpertView View(const LayerSpec& spec) {
     const LayerGeometry& g = spec.geometry();
-    const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
-    if (gate.has_value() != g.gated) throw FormatError("gate must be given exactly when the layer is gated");
+    const int hidden = static_cast<int>(g.hidden_size),
+              intermediate = static_cast<int>(g.intermediate_size);
+    if (gate.has_value() != g.gated)
+      throw FormatError("gate must be given exactly when the layer is gated");
     ExpertView view;
     if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
     view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
@@ -131,36 +149,45 @@ uint32_t CheckedExpert(const LayerSpec& spec, int64_t expert) {
   return static_cast<uint32_t>(expert);
 }
 
-Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matrix& up, const Matrix& down) {
+Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matrix& up,
+           const Matrix& down) {
   Expert expert{gate, up, down};
   const ExpertView view = expert.View(spec);
-  Bytes records({static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
+  Bytes records(
+      {static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
   auto* out = reinterpret_cast<std::byte*>(records.mutable_data());
   const py::gil_scoped_release release;
   PackExpert(spec, view, out);
   return records;
 }
 
-py::list PackTable(const LayerSpec& spec, int64_t index, const std::optional<Matrix>& gate, const Matrix& up,
-                   const Matrix& down) {
+py::list PackTable(const LayerSpec& spec, int64_t index, const std::optional<Matrix>& gate,
+                   const Matrix& up, const Matrix& down) {
   Expert expert{gate, up, down};
   py::list writes;
-  for (const TableEntry& entry : TableEntries(spec, CheckedExpert(spec, index), expert.View(spec))) {
+  for (const TableEntry& entry :
+       TableEntries(spec, CheckedExpert(spec, index), expert.View(spec))) {
     writes.append(py::make_tuple(spec.table_offset() + entry.offset,
                                  py::bytes(static_cast<const char*>(entry.data), entry.bytes)));
   }
   return writes;
 }
 
-py::tuple Unpack(const LayerSpec& spec, const Bytes& records, const std::optional<Bytes>& table, int64_t index) {
-  RequireArray(records, "records", spec.num_units(), static_cast<py::ssize_t>(spec.record_bytes()), 1);
-  if (spec.table_bytes() != 0 && (!table || table->nbytes() != static_cast<py::ssize_t>(spec.table_bytes()))) {
+py::tuple Unpack(const LayerSpec& spec, const Bytes& records, const std::optional<Bytes>& table,
+                 int64_t index) {
+  RequireArray(records, "records", spec.num_units(), static_cast<py::ssize_t>(spec.record_bytes()),
+               1);
+  if (spec.table_bytes() != 0 &&
+      (!table || table->nbytes() != static_cast<py::ssize_t>(spec.table_bytes()))) {
     throw FormatError("this layer has an expert table of " + std::to_string(spec.table_bytes()) +
                       " bytes, which unpack_expert needs");
   }
   const LayerGeometry& g = spec.geometry();
-  const int hidden = static_cast<int>(g.hidden_size), intermediate = static_cast<int>(g.intermediate_size);
-  Expert expert{{}, EmptyMatrix(spec.gate_up(), intermediate, hidden), EmptyMatrix(spec.down(), hidden, intermediate)};
+  const int hidden = static_cast<int>(g.hidden_size),
+            intermediate = static_cast<int>(g.intermediate_size);
+  Expert expert{{},
+                EmptyMatrix(spec.gate_up(), intermediate, hidden),
+                EmptyMatrix(spec.down(), hidden, intermediate)};
   if (g.gated) expert.gate = EmptyMatrix(spec.gate_up(), intermediate, hidden);
   const ExpertView view = expert.View(spec);
   {
@@ -196,13 +223,14 @@ void BindFormat(py::module_& module) {
       .finalize();
 
   py::class_<PanelFormat>(module, "PanelFormat")
-      .def(py::init([](Dtype dtype, ScaleDtype scale_dtype, uint32_t scale_rows, uint32_t scale_k, bool zero_point,
-                       bool bias, bool global_scale) {
-             return PanelFormat{dtype, scale_dtype, scale_rows, scale_k, zero_point, bias, global_scale};
+      .def(py::init([](Dtype dtype, ScaleDtype scale_dtype, uint32_t scale_rows, uint32_t scale_k,
+                       bool zero_point, bool bias, bool global_scale) {
+             return PanelFormat{dtype,      scale_dtype, scale_rows,  scale_k,
+                                zero_point, bias,        global_scale};
            }),
-           py::arg("dtype"), py::arg("scale_dtype") = ScaleDtype::kNone, py::kw_only(), py::arg("scale_rows") = 1,
-           py::arg("scale_k") = 0, py::arg("zero_point") = false, py::arg("bias") = false,
-           py::arg("global_scale") = false)
+           py::arg("dtype"), py::arg("scale_dtype") = ScaleDtype::kNone, py::kw_only(),
+           py::arg("scale_rows") = 1, py::arg("scale_k") = 0, py::arg("zero_point") = false,
+           py::arg("bias") = false, py::arg("global_scale") = false)
       .def_readonly("dtype", &PanelFormat::dtype)
       .def_readonly("scale_dtype", &PanelFormat::scale_dtype)
       .def_readonly("scale_rows", &PanelFormat::scale_rows)
@@ -215,18 +243,24 @@ void BindFormat(py::module_& module) {
       .attr("__hash__") = py::none();
 
   py::class_<LayerSpec>(module, "LayerSpec")
-      .def(py::init([](uint32_t layer_index, uint32_t num_experts, uint32_t hidden_size, uint32_t intermediate_size,
-                       bool gated, const PanelFormat& gate_up, const PanelFormat& down, uint32_t unit_rows) {
-             return LayerSpec({layer_index, num_experts, hidden_size, intermediate_size, unit_rows, gated}, gate_up,
-                              down);
+      .def(py::init([](uint32_t layer_index, uint32_t num_experts, uint32_t hidden_size,
+                       uint32_t intermediate_size, bool gated, const PanelFormat& gate_up,
+                       const PanelFormat& down, uint32_t unit_rows) {
+             return LayerSpec(
+                 {layer_index, num_experts, hidden_size, intermediate_size, unit_rows, gated},
+                 gate_up, down);
            }),
            py::kw_only(), py::arg("layer_index"), py::arg("num_experts"), py::arg("hidden_size"),
            py::arg("intermediate_size"), py::arg("gated"), py::arg("gate_up"), py::arg("down"),
            py::arg("unit_rows") = 0)
-      .def_property_readonly("layer_index", [](const LayerSpec& s) { return s.geometry().layer_index; })
-      .def_property_readonly("num_experts", [](const LayerSpec& s) { return s.geometry().num_experts; })
-      .def_property_readonly("hidden_size", [](const LayerSpec& s) { return s.geometry().hidden_size; })
-      .def_property_readonly("intermediate_size", [](const LayerSpec& s) { return s.geometry().intermediate_size; })
+      .def_property_readonly("layer_index",
+                             [](const LayerSpec& s) { return s.geometry().layer_index; })
+      .def_property_readonly("num_experts",
+                             [](const LayerSpec& s) { return s.geometry().num_experts; })
+      .def_property_readonly("hidden_size",
+                             [](const LayerSpec& s) { return s.geometry().hidden_size; })
+      .def_property_readonly("intermediate_size",
+                             [](const LayerSpec& s) { return s.geometry().intermediate_size; })
       .def_property_readonly("gated", [](const LayerSpec& s) { return s.geometry().gated; })
       .def_property_readonly("unit_rows", [](const LayerSpec& s) { return s.geometry().unit_rows; })
       .def_property_readonly("gate_up", &LayerSpec::gate_up)
@@ -241,7 +275,8 @@ void BindFormat(py::module_& module) {
           "record_offset",
           [](const LayerSpec& s, uint32_t unit, uint32_t expert) {
             if (unit >= s.num_units() || expert >= s.geometry().num_experts) {
-              throw FormatError("no record for unit " + std::to_string(unit) + " of expert " + std::to_string(expert));
+              throw FormatError("no record for unit " + std::to_string(unit) + " of expert " +
+                                std::to_string(expert));
             }
             return s.record_offset(unit, expert);
           },
@@ -252,10 +287,12 @@ void BindFormat(py::module_& module) {
       });
 
   py::class_<Matrix>(module, "Matrix")
-      .def(py::init([](py::array codes, std::optional<py::array> scales, std::optional<Bytes> zero_points,
+      .def(py::init([](py::array codes, std::optional<py::array> scales,
+                       std::optional<Bytes> zero_points,
                        std::optional<py::array_t<float, py::array::c_style>> bias,
                        std::optional<float> global_scale) {
-             return Matrix{std::move(codes), std::move(scales), std::move(zero_points), std::move(bias), global_scale};
+             return Matrix{std::move(codes), std::move(scales), std::move(zero_points),
+                           std::move(bias), global_scale};
            }),
            py::arg("codes"), py::arg("scales") = py::none(), py::arg("zero_points") = py::none(),
            py::arg("bias") = py::none(), py::arg("global_scale") = py::none())
@@ -265,11 +302,12 @@ void BindFormat(py::module_& module) {
       .def_readonly("bias", &Matrix::bias)
       .def_readonly("global_scale", &Matrix::global_scale);
 
-  module.def("pack_expert", &Pack, py::arg("spec"), py::arg("gate").none(true), py::arg("up"), py::arg("down"));
-  module.def("pack_table", &PackTable, py::arg("spec"), py::arg("expert"), py::arg("gate").none(true), py::arg("up"),
+  module.def("pack_expert", &Pack, py::arg("spec"), py::arg("gate").none(true), py::arg("up"),
              py::arg("down"));
-  module.def("unpack_expert", &Unpack, py::arg("spec"), py::arg("records"), py::arg("table") = py::none(),
-             py::arg("expert") = 0);
+  module.def("pack_table", &PackTable, py::arg("spec"), py::arg("expert"),
+             py::arg("gate").none(true), py::arg("up"), py::arg("down"));
+  module.def("unpack_expert", &Unpack, py::arg("spec"), py::arg("records"),
+             py::arg("table") = py::none(), py::arg("expert") = 0);
 
   module.def(
       "crc32c",
@@ -277,7 +315,8 @@ void BindFormat(py::module_& module) {
         const py::buffer_info info = data.request();
         py::ssize_t expected = info.itemsize;
         for (auto axis = info.ndim; axis-- > 0; expected *= info.shape[axis]) {
-          if (info.shape[axis] > 1 && info.strides[axis] != expected) throw Error("crc32c needs contiguous data");
+          if (info.shape[axis] > 1 && info.strides[axis] != expected)
+            throw Error("crc32c needs contiguous data");
         }
         const py::gil_scoped_release release;
         return Crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize), crc);
@@ -293,12 +332,13 @@ void BindFormat(py::module_& module) {
           [](const LayerFile& file, int64_t expert) {
             const uint32_t e = CheckedExpert(file.spec(), expert);
             const LayerSpec& spec = file.spec();
-            Bytes records(
-                {static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
+            Bytes records({static_cast<py::ssize_t>(spec.num_units()),
+                           static_cast<py::ssize_t>(spec.record_bytes())});
             uint8_t* out = records.mutable_data();
             const py::gil_scoped_release release;
             for (uint32_t unit = 0; unit < spec.num_units(); ++unit) {
-              std::memcpy(out + unit * spec.record_bytes(), file.record(unit, e).data(), spec.record_bytes());
+              std::memcpy(out + unit * spec.record_bytes(), file.record(unit, e).data(),
+                          spec.record_bytes());
             }
             return records;
           },

@@ -1,3 +1,5 @@
+#include "kernels/kernels.h"
+
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -12,7 +14,6 @@
 #include "bindings/bindings.h"
 #include "cpu/isa.h"
 #include "cpu/read_bandwidth.h"
-#include "kernels/kernels.h"
 
 namespace py = pybind11;
 
@@ -21,11 +22,13 @@ namespace {
 
 constexpr int kGroup = 32;
 
-py::tuple QuantizeInt4(const py::array_t<uint16_t, py::array::c_style>& weight, Dtype source, bool search,
-                       const std::string& isa) {
-  if (weight.ndim() != 2) throw FormatError("weight must have two dimensions, found " + std::to_string(weight.ndim()));
+py::tuple QuantizeInt4(const py::array_t<uint16_t, py::array::c_style>& weight, Dtype source,
+                       bool search, const std::string& isa) {
+  if (weight.ndim() != 2)
+    throw FormatError("weight must have two dimensions, found " + std::to_string(weight.ndim()));
   if (source != Dtype::kBf16 && source != Dtype::kF16) {
-    throw FormatError("quantize_int4 takes bf16 or f16 weights, not " + std::string(NameOf(source)));
+    throw FormatError("quantize_int4 takes bf16 or f16 weights, not " +
+                      std::string(NameOf(source)));
   }
   const py::ssize_t rows = weight.shape(0), cols = weight.shape(1);
   const int groups = CeilDiv(static_cast<int>(cols), kGroup);
@@ -39,9 +42,9 @@ py::tuple QuantizeInt4(const py::array_t<uint16_t, py::array::c_style>& weight, 
   {
     const py::gil_scoped_release release;
     for (py::ssize_t row = 0; row < rows; ++row) {
-      const RowError error =
-          kernels.quantize_int4_row(bits + row * cols, source == Dtype::kF16, static_cast<int>(cols), search,
-                                    code_out + row * cols, scale_out + row * groups);
+      const RowError error = kernels.quantize_int4_row(
+          bits + row * cols, source == Dtype::kF16, static_cast<int>(cols), search,
+          code_out + row * cols, scale_out + row * groups);
       total.squared_error += error.squared_error;
       total.squared_norm += error.squared_norm;
     }
@@ -67,7 +70,9 @@ void BindKernels(py::module_& module) {
       .finalize();
   module.def("isa_levels", &UsableIsas);
   module.def("select_isa", &IsaOf, py::arg("name") = "");
-  module.def("kernel_isa", [](const std::string& name) { return KernelsOf(SelectIsa(name)).isa; }, py::arg("name") = "");
+  module.def(
+      "kernel_isa", [](const std::string& name) { return KernelsOf(SelectIsa(name)).isa; },
+      py::arg("name") = "");
 
   module.def("quantize_int4", &QuantizeInt4, py::arg("weight"), py::arg("source"), py::kw_only(),
              py::arg("search") = true, py::arg("isa") = "");

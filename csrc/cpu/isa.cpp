@@ -22,14 +22,16 @@ uint64_t ReadXcr0() {
   return uint64_t{high} << 32 | low;
 }
 
-// The kernel grants AMX tile data per process and on request; without the grant the first tile instruction faults.
+// The kernel grants AMX tile data per process and on request; without the grant the first tile
+// instruction faults.
 bool RequestAmx() {
   constexpr int kArchReqXcompPerm = 0x1023;
   constexpr int kXfeatureTiledata = 18;
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTiledata) == 0;
 }
 
-// Highest level whose every feature bit (the -m flags in csrc/CMakeLists.txt) and register state is there.
+// Highest level whose every feature bit (the -m flags in csrc/CMakeLists.txt) and register state is
+// there.
 Isa Detect() {
   uint32_t eax, ebx, ecx, edx;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return Isa::kScalar;

@@ -25,7 +25,8 @@ struct Buffer {
   explicit Buffer(uint64_t size) : bytes(size) {
     data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) {
-      throw CapacityError("cannot get " + std::to_string(bytes >> 20) + " MiB to measure memory with");
+      throw CapacityError("cannot get " + std::to_string(bytes >> 20) +
+                          " MiB to measure memory with");
     }
     madvise(data, bytes, MADV_HUGEPAGE);
   }
@@ -37,15 +38,17 @@ struct Buffer {
   uint64_t bytes;
 };
 
-// Reads `bytes` (a multiple of streams · 64) once. SSE2 loads keep up: the limit is outstanding misses, not width.
+// Reads `bytes` (a multiple of streams · 64) once. SSE2 loads keep up: the limit is outstanding
+// misses, not width.
 uint64_t ReadOnce(const char* data, uint64_t bytes, int streams) {
   const uint64_t part = bytes / streams;
   __m128i sum[kMaxStreams] = {};
   for (uint64_t at = 0; at < part; at += 64) {
     for (int s = 0; s < streams; ++s) {
       const auto* line = reinterpret_cast<const __m128i*>(data + s * part + at);
-      sum[s] = _mm_xor_si128(sum[s], _mm_xor_si128(_mm_xor_si128(_mm_load_si128(line), _mm_load_si128(line + 1)),
-                                                   _mm_xor_si128(_mm_load_si128(line + 2), _mm_load_si128(line + 3))));
+      sum[s] = _mm_xor_si128(
+          sum[s], _mm_xor_si128(_mm_xor_si128(_mm_load_si128(line), _mm_load_si128(line + 1)),
+                                _mm_xor_si128(_mm_load_si128(line + 2), _mm_load_si128(line + 3))));
       _mm_prefetch(data + s * part + at + 1024, _MM_HINT_T0);
     }
   }
@@ -69,7 +72,8 @@ double ReadBandwidth(int threads, uint64_t bytes, int streams, double seconds) {
       char* mine = static_cast<char*>(buffer.data) + t * part;
       std::memset(mine, t + 1, part);  // first touch: the pages are this thread's neighbours
       start.arrive_and_wait();
-      const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+      const auto deadline =
+          std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
       uint64_t read = 0, seen = 0;
       const uint64_t step = std::min<uint64_t>(part, 16 << 20) / (64 * streams) * (64 * streams);
       while (std::chrono::steady_clock::now() < deadline) {

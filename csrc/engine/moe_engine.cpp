@@ -12,13 +12,14 @@
 namespace lsg {
 namespace {
 
-// Tokens computed at once: bounds the workspace (about 45 MB for H 2048, I 768, top 8), and is far past the point where an
-// expert's weights are read once for many tokens.
+// Tokens computed at once: bounds the workspace (about 45 MB for H 2048, I 768, top 8), and is far
+// past the point where an expert's weights are read once for many tokens.
 constexpr int kChunkTokens = 1024;
-// Up to here a task goes from x to its share of y (one join, partial sums of whole rows); above, partial sums would cost more
-// traffic than the second pass over the activations.
+// Up to here a task goes from x to its share of y (one join, partial sums of whole rows); above,
+// partial sums would cost more traffic than the second pass over the activations.
 constexpr int kFusedTokens = 32;
-// Partial sums a fused batch is cut into, at least: enough to balance 16 threads to a sixth. Fewer when rows get long.
+// Partial sums a fused batch is cut into, at least: enough to balance 16 threads to a sixth. Fewer
+// when rows get long.
 constexpr int kFewTokens = 4;
 constexpr int kSlotsForFewTokens = 96;
 constexpr int kSlots = 48;
@@ -84,7 +85,8 @@ struct Int8Rows {
   }
   void Quantize(const Kernels& kernels, int64_t row, int tile, const float* x, int tiles) {
     const int64_t at = row * k_tiles + tile;
-    kernels.quantize_row(x, tiles, codes.data() + at * kTileK, scales.data() + at, sums.data() + at);
+    kernels.quantize_row(x, tiles, codes.data() + at * kTileK, scales.data() + at,
+                         sums.data() + at);
   }
 };
 
@@ -94,8 +96,8 @@ void Grow(std::vector<T>& buffer, int64_t size) {
 }
 
 // Blocks from `block_begin` of one of a record's panels.
-Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record, int block_begin,
-              int block_end) {
+Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record,
+              int block_begin, int block_end) {
   const auto* base = reinterpret_cast<const uint8_t*>(record);
   const int64_t block_codes = int64_t{s.k_tiles} * kTilesPerBlock * TileBytes(BitsOf(format.dtype));
   const int64_t first_scale = int64_t{block_begin} * s.scale_groups * s.scales_per_block_row;
@@ -155,16 +157,20 @@ class MoeEngine::Layer {
     if (format.scale_dtype != ScaleDtype::kNone && format.scale_k == 0) {
       // One scale a row does not belong to a slice of I, so it lies in the table.
       const int64_t per_expert = out_stride() / static_cast<int>(format.scale_rows);
-      const int64_t first = expert * per_expert + block_begin * (kBlockN / static_cast<int>(format.scale_rows));
-      panel.scales = TableAt<uint8_t>(spec().table_sections().down_scales) + first * BytesOf(format.scale_dtype);
-      if (format.zero_point) panel.zero_points = TableAt<uint8_t>(spec().table_sections().down_zero_points) + first;
+      const int64_t first =
+          expert * per_expert + block_begin * (kBlockN / static_cast<int>(format.scale_rows));
+      panel.scales = TableAt<uint8_t>(spec().table_sections().down_scales) +
+                     first * BytesOf(format.scale_dtype);
+      if (format.zero_point)
+        panel.zero_points = TableAt<uint8_t>(spec().table_sections().down_zero_points) + first;
       panel.scale_groups = 1;
       panel.tiles_per_scale = panel.k_tiles;
     }
     return panel;
   }
 
-  // down_proj's bias for an expert, or null. It does not belong to a slice of I: the rank with unit 0 adds it.
+  // down_proj's bias for an expert, or null. It does not belong to a slice of I: the rank with unit
+  // 0 adds it.
   const float* down_bias(int expert) const {
     if (!spec().down().bias || unit_begin != 0) return nullptr;
     return TableAt<float>(spec().table_sections().down_bias) + int64_t{expert} * out_stride();
@@ -196,7 +202,8 @@ MoeEngine::MoeEngine(const EngineOptions& options)
 
 MoeEngine::~MoeEngine() = default;
 
-int MoeEngine::AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin, int unit_end) {
+int MoeEngine::AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin,
+                        int unit_end) {
   LayerFile file(path);
   const int units = static_cast<int>(file.spec().num_units());
   if (unit_end < 0) unit_end = units;
@@ -216,9 +223,9 @@ int MoeEngine::AddLayer(const std::string& path, const ActivationSpec& activatio
   const bool int8 = options_.activations == ActivationPrecision::kInt8;
   file.Populate(unit_begin, unit_end);
   mapped_bytes_ += (unit_end - unit_begin) * file.spec().unit_bytes();
-  layers_.push_back(std::make_unique<Layer>(Layer{std::move(file), activation, gate_up, down,
-                                                  int8 && gate_up.int8 != nullptr,
-                                                  int8 && down.int8 != nullptr, unit_begin, unit_end}));
+  layers_.push_back(std::make_unique<Layer>(
+      Layer{std::move(file), activation, gate_up, down, int8 && gate_up.int8 != nullptr,
+            int8 && down.int8 != nullptr, unit_begin, unit_end}));
   return static_cast<int>(layers_.size()) - 1;
 }
 
@@ -232,7 +239,8 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
   for (int first = 0; first < batch.tokens; first += kChunkTokens) {
     const int tokens = std::min(kChunkTokens, batch.tokens - first);
     const int64_t entry = int64_t{first} * batch.top_k;
-    workspace_->routing.Build(batch.topk_ids + entry, batch.topk_weights + entry, tokens, batch.top_k, num_experts);
+    workspace_->routing.Build(batch.topk_ids + entry, batch.topk_weights + entry, tokens,
+                              batch.top_k, num_experts);
     Grow(workspace_->out, int64_t{tokens} * layer.out_stride());
     LoadHidden(layer, batch, first, tokens);
     if (tokens <= kFusedTokens) {
@@ -282,8 +290,8 @@ void MoeEngine::StoreOut(const Layer& layer, const Batch& batch, int first, int 
   }
 }
 
-void MoeEngine::GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
-                       float* const* act) const {
+void MoeEngine::GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed,
+                       int tokens, float* const* act) const {
   const Workspace& ws = *workspace_;
   alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
   float* rows[kMaxTokens];
@@ -300,8 +308,8 @@ void MoeEngine::GateUp(const Layer& layer, const Panel& panel, const RoutedToken
     layer.gate_up.f32(panel, x, tokens, rows, false);
   }
   for (int t = 0; t < tokens; ++t) {
-    kernels_.activate(layer.activation, layer.spec().geometry().gated, layer.unit_rows(), outputs[t],
-                      routed[t].weight, act[t]);
+    kernels_.activate(layer.activation, layer.spec().geometry().gated, layer.unit_rows(),
+                      outputs[t], routed[t].weight, act[t]);
   }
 }
 
@@ -310,8 +318,8 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
   const auto& experts = ws.routing.experts;
   const int stride = layer.out_stride();
   const int wanted = tokens <= kFewTokens ? kSlotsForFewTokens : kSlots;
-  const int chunks =
-      std::clamp(CeilDiv(wanted, std::max(layer.units(), 1)), 1, std::max(static_cast<int>(experts.size()), 1));
+  const int chunks = std::clamp(CeilDiv(wanted, std::max(layer.units(), 1)), 1,
+                                std::max(static_cast<int>(experts.size()), 1));
   const int slots = layer.units() * chunks;
   Grow(ws.slots, int64_t{slots} * tokens * stride);
   ws.filled.assign(int64_t{slots} * tokens, 0);
@@ -359,7 +367,8 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
   pool_.Run([&](int worker) {
     for (int slot = next++; slot < slots; slot = next++) compute(slot);
     pool_.Sync();
-    for (int64_t at = outputs * worker / pool_.size(); at < outputs * (worker + 1) / pool_.size(); ++at) {
+    for (int64_t at = outputs * worker / pool_.size(); at < outputs * (worker + 1) / pool_.size();
+         ++at) {
       const int64_t token = at * kBlockN / stride;
       float sum[kBlockN] = {};
       for (int slot = 0; slot < slots; ++slot) {
@@ -372,8 +381,8 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
   });
 }
 
-void MoeEngine::Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens, bool accumulate,
-                     float* const* y) const {
+void MoeEngine::Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens,
+                     bool accumulate, float* const* y) const {
   if (!layer.int8_down) {
     layer.down.f32(panel, act, tokens, y, accumulate);
     return;
@@ -402,11 +411,13 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
   if (layer.int8_down) ws.act_int8.Resize(entries, units * unit_tiles);
 
   const auto activate = [&](int unit, const ExpertTokens& expert) {
-    const Panel panel = layer.GateUpPanel(layer.record(layer.unit_begin + unit, expert.expert), expert.expert);
+    const Panel panel =
+        layer.GateUpPanel(layer.record(layer.unit_begin + unit, expert.expert), expert.expert);
     for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
       const int count = std::min(kMaxTokens, expert.end - at);
       float* act[kMaxTokens];
-      for (int t = 0; t < count; ++t) act[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
+      for (int t = 0; t < count; ++t)
+        act[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
       GateUp(layer, panel, ws.routing.tokens.data() + at, count, act);
       if (!layer.int8_down) continue;
       for (int t = 0; t < count; ++t) {
@@ -424,8 +435,8 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
     for (const ExpertTokens& expert : experts) {
       const float* bias = layer.down_bias(expert.expert);
       for (int unit = 0; unit < units; ++unit) {
-        const Panel panel = layer.DownPanel(layer.record(layer.unit_begin + unit, expert.expert), expert.expert,
-                                            block, block + 1);
+        const Panel panel = layer.DownPanel(layer.record(layer.unit_begin + unit, expert.expert),
+                                            expert.expert, block, block + 1);
         for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
           const int count = std::min(kMaxTokens, expert.end - at);
           float* y[kMaxTokens];
@@ -440,7 +451,8 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
               float_rows[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
             }
             if (bias != nullptr && unit == 0) {
-              for (int n = 0; n < kBlockN; ++n) y[t][n] += routed.weight * bias[block * kBlockN + n];
+              for (int n = 0; n < kBlockN; ++n)
+                y[t][n] += routed.weight * bias[block * kBlockN + n];
             }
           }
           if (layer.int8_down) {

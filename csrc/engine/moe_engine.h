@@ -1,7 +1,8 @@
 // Computes routed experts from layer files.
 //
-// Invariant: for a fixed ISA level the result does not depend on the number of threads or on scheduling: every partial
-// sum belongs to a task that the shapes alone define, and partial sums are added in task order.
+// Invariant: for a fixed ISA level the result does not depend on the number of threads or on
+// scheduling: every partial sum belongs to a task that the shapes alone define, and partial sums
+// are added in task order.
 #pragma once
 
 #include <cstdint>
@@ -42,13 +43,14 @@ class MoeEngine {
   explicit MoeEngine(const EngineOptions& options);
   ~MoeEngine();
 
-  // Maps a layer file and reads the units' pages. The engine computes units [unit_begin, unit_end) only, so its result is
-  // a partial sum unless that is all of them; unit_end -1 means the last. Throws FormatError when the file is damaged or has a
-  // format without a kernel.
-  int AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin, int unit_end);
+  // Maps a layer file and reads the units' pages. The engine computes units [unit_begin, unit_end)
+  // only, so its result is a partial sum unless that is all of them; unit_end -1 means the last.
+  // Throws FormatError when the file is damaged or has a format without a kernel.
+  int AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin,
+               int unit_end);
 
-  // out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]). Safe to call from several threads; calls
-  // take turns. Throws Error for a bad handle or expert id.
+  // out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]). Safe to call
+  // from several threads; calls take turns. Throws Error for a bad handle or expert id.
   void Forward(int layer, const Batch& batch);
 
   const EngineOptions& options() const { return options_; }
@@ -64,10 +66,11 @@ class MoeEngine {
   void StoreOut(const Layer& layer, const Batch& batch, int first, int tokens);
 
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
-  void GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed, int tokens, float* const* act) const;
+  void GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
+              float* const* act) const;
   // y[t] (+)= down · act[t] for one record.
-  void Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens, bool accumulate,
-            float* const* y) const;
+  void Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens,
+            bool accumulate, float* const* y) const;
 
   EngineOptions options_;
   const Kernels& kernels_;

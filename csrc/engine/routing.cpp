@@ -13,8 +13,9 @@ void Routing::Build(const int32_t* topk_ids, const float* topk_weights, int num_
   for (int64_t i = 0; i < entries; ++i) {
     const int32_t id = topk_ids[i];
     if (id >= num_experts) {
-      throw Error("topk_ids has expert " + std::to_string(id) + " for token " + std::to_string(i / top_k) +
-                  ", but the layer has " + std::to_string(num_experts) + " experts");
+      throw Error("topk_ids has expert " + std::to_string(id) + " for token " +
+                  std::to_string(i / top_k) + ", but the layer has " + std::to_string(num_experts) +
+                  " experts");
     }
     if (id >= 0) ++starts_[id + 1];
   }

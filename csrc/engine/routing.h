@@ -25,7 +25,8 @@ struct Routing {
 
   // topk_ids, topk_weights: [tokens, top_k]. Negative ids are padding and route nowhere.
   // Throws Error for an id ≥ num_experts. Reuses its memory.
-  void Build(const int32_t* topk_ids, const float* topk_weights, int num_tokens, int top_k, int num_experts);
+  void Build(const int32_t* topk_ids, const float* topk_weights, int num_tokens, int top_k,
+             int num_experts);
 
   std::span<const RoutedToken> TokensOf(const ExpertTokens& e) const {
     return {tokens.data() + e.begin, static_cast<size_t>(e.end - e.begin)};

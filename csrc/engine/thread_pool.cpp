@@ -50,7 +50,8 @@ void Barrier::Wait() {
 
 ThreadPool::ThreadPool(int threads, const std::vector<int>& cores)
     : threads_(threads), barrier_(threads) {
-  if (threads < 1) throw CapacityError("an engine needs at least 1 thread, got " + std::to_string(threads));
+  if (threads < 1)
+    throw CapacityError("an engine needs at least 1 thread, got " + std::to_string(threads));
   try {
     for (int worker = 1; worker < threads; ++worker) {
       workers_.emplace_back([this, worker] { Work(worker); });
@@ -60,7 +61,8 @@ ThreadPool::ThreadPool(int threads, const std::vector<int>& cores)
     stopping_ = true;
     ++job_number_;
     job_number_.notify_all();
-    throw CapacityError("cannot start " + std::to_string(threads) + " threads (" + error.what() + ")");
+    throw CapacityError("cannot start " + std::to_string(threads) + " threads (" + error.what() +
+                        ")");
   } catch (...) {
     stopping_ = true;
     ++job_number_;

@@ -1,6 +1,7 @@
 // One pool of pinned workers: run a function on all of them, with a barrier inside.
 //
-// Invariant: outside Run no worker touches anything but the pool. Workers spin for a bounded time after a job, then sleep.
+// Invariant: outside Run no worker touches anything but the pool. Workers spin for a bounded time
+// after a job, then sleep.
 #pragma once
 
 #include <atomic>
@@ -26,8 +27,9 @@ class Barrier {
 
 class ThreadPool {
  public:
-  // `threads` ≥ 1 counts the thread that calls Run, which is worker 0 and is not pinned. Worker i runs on cores[i % size]
-  // when cores is not empty. Throws CapacityError when a thread cannot be started or pinned.
+  // `threads` ≥ 1 counts the thread that calls Run, which is worker 0 and is not pinned. Worker i
+  // runs on cores[i % size] when cores is not empty. Throws CapacityError when a thread cannot be
+  // started or pinned.
   ThreadPool(int threads, const std::vector<int>& cores);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -35,7 +37,8 @@ class ThreadPool {
 
   int size() const { return threads_; }
 
-  // Calls job(worker) once on every worker and returns when all are done. One job at a time; jobs do not throw.
+  // Calls job(worker) once on every worker and returns when all are done. One job at a time; jobs
+  // do not throw.
   void Run(const std::function<void(int)>& job);
 
   // Inside a job: waits until all workers are here.

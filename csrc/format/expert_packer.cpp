@@ -49,8 +49,8 @@ struct Mover {
 
 // `units` outputs from `row` of matrix m, as column `slot` of a block's scales.
 template <bool kPack>
-void MoveScale(const PanelFormat& format, const MatrixView& m, int row, int group_col, uint8_t* scale,
-               uint8_t* zero_point) {
+void MoveScale(const PanelFormat& format, const MatrixView& m, int row, int group_col,
+               uint8_t* scale, uint8_t* zero_point) {
   const int scale_row = row / static_cast<int>(format.scale_rows);
   if (row >= m.rows || group_col >= m.scale_cols) return;
   const ptrdiff_t at = ptrdiff_t{scale_row} * m.scale_cols + group_col;
@@ -73,7 +73,8 @@ void MoveGateUp(const LayerSpec& spec, const ExpertView& expert, int unit, uint8
     const int first = unit * static_cast<int>(spec.geometry().unit_rows) + block * rows_per_block;
     // Output n of a block: gate's 32 rows, then up's (or 64 of up).
     const auto source = [&](int n) {
-      return gated ? std::pair<const MatrixView&, int>(n < 32 ? expert.gate : expert.up, first + n % 32)
+      return gated ? std::pair<const MatrixView&, int>(n < 32 ? expert.gate : expert.up,
+                                                       first + n % 32)
                    : std::pair<const MatrixView&, int>(expert.up, first + n);
     };
     for (int k_tile = 0; k_tile < s.k_tiles; ++k_tile) {
@@ -113,7 +114,8 @@ void MoveDown(const LayerSpec& spec, const ExpertView& expert, int unit, uint8_t
   for (int block = 0; block < s.blocks; ++block) {
     for (int k_tile = 0; k_tile < s.k_tiles; ++k_tile) {
       for (int t = 0; t < kTilesPerBlock; ++t, tile += tile_bytes) {
-        Mover<kPack>::Tile(bits, expert.down, block * kBlockN + t * kTileN, first + k_tile * kTileK, tile);
+        Mover<kPack>::Tile(bits, expert.down, block * kBlockN + t * kTileN, first + k_tile * kTileK,
+                           tile);
       }
     }
     if (s.scale_groups == 0) continue;
@@ -123,8 +125,8 @@ void MoveDown(const LayerSpec& spec, const ExpertView& expert, int unit, uint8_t
       for (int i = 0; i < s.scales_per_block_row; ++i) {
         const int row = block * kBlockN + i * static_cast<int>(format.scale_rows);
         const ptrdiff_t at = ptrdiff_t{block * s.scale_groups + group} * s.scales_per_block_row + i;
-        MoveScale<kPack>(format, expert.down, row, source_group, record + s.scales + at * scale_bytes,
-                         record + s.zero_points + at);
+        MoveScale<kPack>(format, expert.down, row, source_group,
+                         record + s.scales + at * scale_bytes, record + s.zero_points + at);
       }
     }
   }
@@ -137,7 +139,8 @@ int SourceScaleCols(const PanelFormat& format, int cols) {
   return format.scale_k == 0 ? 1 : CeilDiv(cols, static_cast<int>(format.scale_k));
 }
 
-std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index, const ExpertView& expert) {
+std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index,
+                                     const ExpertView& expert) {
   const TableSections& table = spec.table_sections();
   const uint64_t e = expert_index;
   std::vector<TableEntry> entries;
@@ -148,7 +151,8 @@ std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_inde
   }
   const PanelFormat& down = spec.down();
   if (down.global_scale) {
-    entries.push_back({table.down_global + e * sizeof(float), expert.down.global_scale, sizeof(float)});
+    entries.push_back(
+        {table.down_global + e * sizeof(float), expert.down.global_scale, sizeof(float)});
   }
   if (down.bias) {
     entries.push_back({table.down_bias + e * spec.hidden_padded() * sizeof(float), expert.down.bias,
@@ -159,13 +163,15 @@ std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_inde
     const uint64_t count = (spec.geometry().hidden_size + down.scale_rows - 1) / down.scale_rows;
     const auto bytes = static_cast<uint64_t>(BytesOf(down.scale_dtype));
     entries.push_back({table.down_scales + first * bytes, expert.down.scales, count * bytes});
-    if (down.zero_point) entries.push_back({table.down_zero_points + first, expert.down.zero_points, count});
+    if (down.zero_point)
+      entries.push_back({table.down_zero_points + first, expert.down.zero_points, count});
   }
   return entries;
 }
 
 void PackExpert(const LayerSpec& spec, const ExpertView& expert, std::byte* records) {
-  // Tiles write every byte of the codes; the smaller sections only where there is a source, so clear them first.
+  // Tiles write every byte of the codes; the smaller sections only where there is a source, so
+  // clear them first.
   for (uint32_t unit = 0; unit < spec.num_units(); ++unit) {
     auto* record = reinterpret_cast<uint8_t*>(records) + unit * spec.record_bytes();
     const PanelSections& gu = spec.gate_up_sections();
@@ -179,7 +185,8 @@ void PackExpert(const LayerSpec& spec, const ExpertView& expert, std::byte* reco
 
 void UnpackExpert(const LayerSpec& spec, const std::byte* records, const ExpertView& expert) {
   for (uint32_t unit = 0; unit < spec.num_units(); ++unit) {
-    auto* record = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(records)) + unit * spec.record_bytes();
+    auto* record = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(records)) +
+                   unit * spec.record_bytes();
     MoveGateUp<false>(spec, expert, static_cast<int>(unit), record);
     MoveDown<false>(spec, expert, static_cast<int>(unit), record);
   }

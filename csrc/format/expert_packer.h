@@ -11,8 +11,9 @@
 
 namespace lsg {
 
-// One projection, row-major. codes: one code a byte (4 and 8 bits) or a uint16 (16 bits), [rows, cols].
-// scales: [ceil(rows / scale_rows), scale_cols] of the format's scale dtype; zero_points alike, one byte each.
+// One projection, row-major. codes: one code a byte (4 and 8 bits) or a uint16 (16 bits), [rows,
+// cols]. scales: [ceil(rows / scale_rows), scale_cols] of the format's scale dtype; zero_points
+// alike, one byte each.
 struct MatrixView {
   uint8_t* codes = nullptr;
   uint8_t* scales = nullptr;
@@ -37,9 +38,10 @@ struct TableEntry {
   size_t bytes;
 };
 
-// What the expert table holds of one expert: global scales, down's bias, down's row scales. Copy from `data` to pack, to
-// `data` to unpack.
-std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index, const ExpertView& expert);
+// What the expert table holds of one expert: global scales, down's bias, down's row scales. Copy
+// from `data` to pack, to `data` to unpack.
+std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index,
+                                     const ExpertView& expert);
 
 // Groups of inputs a row of `cols` inputs has in a source matrix of this format.
 int SourceScaleCols(const PanelFormat& format, int cols);

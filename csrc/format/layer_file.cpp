@@ -33,21 +33,25 @@ Mapping MapFile(const std::string& path) {
   const auto bytes = regular ? static_cast<size_t>(info.st_size) : 0;
   if (bytes < kHeaderBytes) {
     close(fd);
-    throw FormatError(path + ": " + std::to_string(bytes) + " bytes, shorter than the 4096-byte header of an expert blob");
+    throw FormatError(path + ": " + std::to_string(bytes) +
+                      " bytes, shorter than the 4096-byte header of an expert blob");
   }
   void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
   const int error = errno;
   close(fd);
-  if (data == MAP_FAILED) throw FormatError(path + ": cannot be mapped (" + std::strerror(error) + ")");
+  if (data == MAP_FAILED)
+    throw FormatError(path + ": cannot be mapped (" + std::strerror(error) + ")");
   return {static_cast<const std::byte*>(data), bytes};
 }
 
 LayerSpec ReadSpec(const Mapping& mapping, const std::string& path) {
   try {
-    LayerSpec spec = LayerSpec::Decode(std::span<const std::byte, kHeaderBytes>(mapping.data, kHeaderBytes), path);
+    LayerSpec spec = LayerSpec::Decode(
+        std::span<const std::byte, kHeaderBytes>(mapping.data, kHeaderBytes), path);
     if (mapping.bytes != spec.file_bytes()) {
-      throw FormatError(path + ": " + std::to_string(mapping.bytes) + " bytes, but its header says " +
-                        std::to_string(spec.file_bytes()) + "; copy or convert it again");
+      throw FormatError(path + ": " + std::to_string(mapping.bytes) +
+                        " bytes, but its header says " + std::to_string(spec.file_bytes()) +
+                        "; copy or convert it again");
     }
     return spec;
   } catch (...) {
@@ -59,8 +63,7 @@ LayerSpec ReadSpec(const Mapping& mapping, const std::string& path) {
 }  // namespace
 
 LayerFile::LayerFile(std::string path)
-    : path_(std::move(path)),
-      spec_([this] {
+    : path_(std::move(path)), spec_([this] {
         const Mapping mapping = MapFile(path_);
         LayerSpec spec = ReadSpec(mapping, path_);
         data_ = mapping.data;
@@ -100,7 +103,8 @@ void LayerFile::Populate(uint32_t unit_begin, uint32_t unit_end) const {
   const uint64_t bytes = (unit_end - unit_begin) * spec_.unit_bytes();
   if (bytes == 0 || madvise(const_cast<std::byte*>(begin), bytes, MADV_POPULATE_READ) == 0) return;
   if (errno == ENOMEM || errno == EFAULT) {
-    throw CapacityError(path_ + ": its pages cannot be brought into memory (" + std::strerror(errno) + ")");
+    throw CapacityError(path_ + ": its pages cannot be brought into memory (" +
+                        std::strerror(errno) + ")");
   }
   // An older kernel: a read of each page does the same, one fault at a time.
   for (uint64_t at = 0; at < bytes; at += kPageBytes) {

@@ -1,7 +1,7 @@
 // A layer file, mapped read-only.
 //
-// Invariant: an open LayerFile has passed every check of FORMAT.md except the slab checksums, so each span it hands
-// out lies inside the file.
+// Invariant: an open LayerFile has passed every check of FORMAT.md except the slab checksums, so
+// each span it hands out lies inside the file.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,9 @@ class LayerFile {
   std::span<const std::byte> record(uint32_t unit, uint32_t expert) const {
     return {data_ + spec_.record_offset(unit, expert), spec_.record_bytes()};
   }
-  std::span<const std::byte> table() const { return {data_ + spec_.table_offset(), spec_.table_bytes()}; }
+  std::span<const std::byte> table() const {
+    return {data_ + spec_.table_offset(), spec_.table_bytes()};
+  }
 
   // Over the expert's records in unit order.
   uint32_t SlabCrc32c(uint32_t expert) const;

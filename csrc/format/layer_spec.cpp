@@ -61,7 +61,8 @@ void CheckPanel(const PanelFormat& format, const std::string& name) {
 }
 
 // Sizes of one panel; offsets are filled in by the caller's running position.
-PanelSections MeasurePanel(const PanelFormat& format, int blocks, int k_tiles, bool row_scales_in_record) {
+PanelSections MeasurePanel(const PanelFormat& format, int blocks, int k_tiles,
+                           bool row_scales_in_record) {
   PanelSections s;
   s.blocks = blocks;
   s.k_tiles = k_tiles;
@@ -85,17 +86,26 @@ uint64_t Place(uint64_t& position, uint64_t bytes) {
 }
 
 RawPanelFormat ToRaw(const PanelFormat& f) {
-  return {static_cast<uint32_t>(f.dtype), static_cast<uint32_t>(f.scale_dtype), f.scale_rows, f.scale_k,
-          f.zero_point, f.bias, f.global_scale, 0};
+  return {static_cast<uint32_t>(f.dtype),
+          static_cast<uint32_t>(f.scale_dtype),
+          f.scale_rows,
+          f.scale_k,
+          f.zero_point,
+          f.bias,
+          f.global_scale,
+          0};
 }
 
 PanelFormat FromRaw(const RawPanelFormat& raw, const std::string& where) {
   Require(raw.zero_point <= 1 && raw.bias <= 1 && raw.global_scale <= 1,
           where + ": a zero_point, bias or global_scale flag is neither 0 nor 1");
   Require(raw.k_permutation == 0, where + ": uses k_permutation, which version 1 reserves");
-  return {static_cast<Dtype>(raw.dtype), static_cast<ScaleDtype>(raw.scale_dtype),
-          raw.scale_rows,                raw.scale_k,
-          raw.zero_point == 1,           raw.bias == 1,
+  return {static_cast<Dtype>(raw.dtype),
+          static_cast<ScaleDtype>(raw.scale_dtype),
+          raw.scale_rows,
+          raw.scale_k,
+          raw.zero_point == 1,
+          raw.bias == 1,
           raw.global_scale == 1};
 }
 
@@ -165,10 +175,11 @@ void LayerSpec::Derive() {
   num_units_ = (g.intermediate_size + g.unit_rows - 1) / g.unit_rows;
   gate_up_sections_ = MeasurePanel(gate_up_, g.gated ? unit_rows / 32 : unit_rows / kBlockN,
                                    CeilDiv(static_cast<int>(g.hidden_size), kTileK), true);
-  down_sections_ = MeasurePanel(down_, static_cast<int>(hidden_padded()) / kBlockN,
-                                unit_rows / kTileK, false);
+  down_sections_ =
+      MeasurePanel(down_, static_cast<int>(hidden_padded()) / kBlockN, unit_rows / kTileK, false);
 
-  // With the limits above a record stays under 2^37 bytes and a file under 2^58: no sum here can overflow.
+  // With the limits above a record stays under 2^37 bytes and a file under 2^58: no sum here can
+  // overflow.
   uint64_t position = 0;
   PanelSections& gu = gate_up_sections_;
   gu.bias_bytes = gate_up_.bias ? uint64_t(gu.blocks) * kBlockN * sizeof(float) : 0;
@@ -224,18 +235,23 @@ std::array<std::byte, kHeaderBytes> LayerSpec::Encode() const {
   return std::bit_cast<std::array<std::byte, kHeaderBytes>>(raw);
 }
 
-LayerSpec LayerSpec::Decode(std::span<const std::byte, kHeaderBytes> header, std::string_view where) {
+LayerSpec LayerSpec::Decode(std::span<const std::byte, kHeaderBytes> header,
+                            std::string_view where) {
   RawHeader raw;
   std::memcpy(&raw, header.data(), sizeof raw);
   const std::string file(where);
-  Require(std::memcmp(raw.magic, kMagic, sizeof kMagic) == 0, file + ": not an expert blob (no LSGBLOB magic)");
+  Require(std::memcmp(raw.magic, kMagic, sizeof kMagic) == 0,
+          file + ": not an expert blob (no LSGBLOB magic)");
   Require(raw.endian_tag == kEndianTag, file + ": written with another byte order");
   // The version comes before the checksum: a newer header may put its checksum elsewhere.
-  Require(raw.version == kFormatVersion,
-          file + ": format version " + std::to_string(raw.version) + ", but this lsg reads version " +
-              std::to_string(kFormatVersion) + "; upgrade lsg or convert the model again");
-  Require(raw.header_crc32c == Crc32c(&raw, offsetof(RawHeader, header_crc32c)),
-          file + ": the header's checksum does not match; the file is damaged, convert the model again");
+  Require(raw.version == kFormatVersion, file + ": format version " + std::to_string(raw.version) +
+                                             ", but this lsg reads version " +
+                                             std::to_string(kFormatVersion) +
+                                             "; upgrade lsg or convert the model again");
+  Require(
+      raw.header_crc32c == Crc32c(&raw, offsetof(RawHeader, header_crc32c)),
+      file +
+          ": the header's checksum does not match; the file is damaged, convert the model again");
   Require(raw.header_bytes == kHeaderBytes && raw.layout_id == kLayoutTile16x32 &&
               raw.layout_version == kLayoutVersion,
           file + ": layout " + std::to_string(raw.layout_id) + " version " +
@@ -252,7 +268,8 @@ LayerSpec LayerSpec::Decode(std::span<const std::byte, kHeaderBytes> header, std
       throw FormatError(file + ": " + error.what() + "; the file is damaged");
     }
   }();
-  // Everything derived, and the zero bytes, at once: the one right header for this geometry is known.
+  // Everything derived, and the zero bytes, at once: the one right header for this geometry is
+  // known.
   const auto expected = spec.Encode();
   Require(std::memcmp(expected.data(), header.data(), kHeaderBytes) == 0,
           file + ": the header's sizes do not follow from its geometry; the file is damaged");

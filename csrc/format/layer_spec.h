@@ -1,4 +1,5 @@
-// A layer file's geometry and formats, and every offset that follows from them. See FORMAT.md (normative).
+// A layer file's geometry and formats, and every offset that follows from them. See FORMAT.md
+// (normative).
 //
 // Invariant: a LayerSpec that exists is valid, and all its sizes fit 63 bits.
 #pragma once
@@ -53,19 +54,21 @@ struct PanelFormat {
   bool operator==(const PanelFormat&) const = default;
 };
 
-// One panel's place inside a record: offsets in bytes from the record's start, sizes before alignment.
+// One panel's place inside a record: offsets in bytes from the record's start, sizes before
+// alignment.
 struct PanelSections {
   uint64_t codes = 0, scales = 0, zero_points = 0, bias = 0;
   uint64_t codes_bytes = 0, scales_bytes = 0, zero_points_bytes = 0, bias_bytes = 0;
-  int blocks = 0;        // of 64 outputs
-  int k_tiles = 0;       // of 32 inputs
-  int scale_groups = 0;  // along K; 0 when there are none in the record
+  int blocks = 0;                // of 64 outputs
+  int k_tiles = 0;               // of 32 inputs
+  int scale_groups = 0;          // along K; 0 when there are none in the record
   int scales_per_block_row = 0;  // 64 / scale_rows
 };
 
 // Offsets in bytes from the expert table's start.
 struct TableSections {
-  uint64_t gate_up_global = 0, down_global = 0, down_bias = 0, down_scales = 0, down_zero_points = 0;
+  uint64_t gate_up_global = 0, down_global = 0, down_bias = 0, down_scales = 0,
+           down_zero_points = 0;
   uint64_t end = 0;
 };
 
@@ -80,8 +83,9 @@ struct LayerGeometry {
 
 class LayerSpec {
  public:
-  // unit_rows 0 picks the smallest of 32, 64, 128 that gives at most 48 units (a layer then has enough units to
-  // share among threads, and records long enough to stream). Throws FormatError when a field is out of range.
+  // unit_rows 0 picks the smallest of 32, 64, 128 that gives at most 48 units (a layer then has
+  // enough units to share among threads, and records long enough to stream). Throws FormatError
+  // when a field is out of range.
   LayerSpec(LayerGeometry geometry, PanelFormat gate_up, PanelFormat down);
 
   // Reads a header; throws FormatError, naming `where`, unless every byte is as FORMAT.md says.

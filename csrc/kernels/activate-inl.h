@@ -6,8 +6,9 @@
 namespace lsg {
 namespace {
 
-// e^x to about 2 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a degree-6 polynomial for e^r (Cephes expf), then 2^n through the exponent
-// bits. Inputs are clamped to ±87, where the result is still normal. NaN stays NaN.
+// e^x to about 2 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a degree-6 polynomial for e^r (Cephes expf),
+// then 2^n through the exponent bits. Inputs are clamped to ±87, where the result is still normal.
+// NaN stays NaN.
 inline Simd::F Exp(Simd::F x) {
   x = Simd::Min(Simd::Set1(87.0f), Simd::Max(Simd::Set1(-87.0f), x));
   const Simd::F n = Simd::Round(Simd::Mul(x, Simd::Set1(1.44269504088896341f)));
@@ -77,8 +78,8 @@ inline Simd::F ApplyUngated(const ActivationSpec& spec, Simd::F up) {
   }
 }
 
-void Activate(const ActivationSpec& spec, bool gated, int unit_rows, const float* gate_up, float weight,
-              float* act) {
+void Activate(const ActivationSpec& spec, bool gated, int unit_rows, const float* gate_up,
+              float weight, float* act) {
   const Simd::F scale = Simd::Set1(weight);
   for (int u = 0; u < unit_rows; u += Simd::kLanes) {
     Simd::F value;

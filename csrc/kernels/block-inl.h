@@ -11,7 +11,8 @@ namespace lsg {
 namespace {
 
 constexpr int kParts = kTileN / Simd::kLanes;  // vectors that hold a tile's outputs
-// One record's sections lie one behind the other, so running ahead stays useful to the end of the unit.
+// One record's sections lie one behind the other, so running ahead stays useful to the end of the
+// unit.
 constexpr int kPrefetchBytes = 2048;
 
 inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
@@ -55,7 +56,8 @@ struct GroupScales {
     const int64_t first = (int64_t{block} * panel.scale_groups + group) * per_group;
     for (int n = 0; n < kBlockN; n += Simd::kLanes) {
       const Simd::F global = Simd::Set1(panel.global_scale[n / 32]);
-      const Simd::F value = panel.scale_rows == 1 ? Vector(panel, first + n) : Shared(panel, first + n / 32);
+      const Simd::F value =
+          panel.scale_rows == 1 ? Vector(panel, first + n) : Shared(panel, first + n / 32);
       Simd::Store(scale + n, Simd::Mul(value, global));
     }
   }

@@ -1,7 +1,8 @@
-// The kernels of one ISA level: a struct of function pointers, filled in kernels/<level>.cpp, chosen once.
+// The kernels of one ISA level: a struct of function pointers, filled in kernels/<level>.cpp,
+// chosen once.
 //
-// Kernels never allocate, throw, lock, log or read the environment. Shapes are in FORMAT.md's padded sizes: outputs in
-// blocks of 64, inputs in tiles of 32. See README.md beside this file.
+// Kernels never allocate, throw, lock, log or read the environment. Shapes are in FORMAT.md's
+// padded sizes: outputs in blocks of 64, inputs in tiles of 32. See README.md beside this file.
 #pragma once
 
 #include <cstddef>
@@ -32,13 +33,15 @@ struct Panel {
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].
 struct Int8Row {
-  const int8_t* codes;    // [k_tiles · 32]
-  const float* scales;    // [k_tiles]
-  const int32_t* sums;    // [k_tiles]: sum of the tile's codes, for weights stored with an offset
+  const int8_t* codes;  // [k_tiles · 32]
+  const float* scales;  // [k_tiles]
+  const int32_t* sums;  // [k_tiles]: sum of the tile's codes, for weights stored with an offset
 };
 
-// y[t][n] = (accumulate ? y[t][n] : 0) + bias[n] + sum over k of w[n, k] · x[t][k], for 1 ≤ tokens ≤ kMaxTokens.
-using PanelInt8Fn = void (*)(const Panel&, const Int8Row* x, int tokens, float* const* y, bool accumulate);
+// y[t][n] = (accumulate ? y[t][n] : 0) + bias[n] + sum over k of w[n, k] · x[t][k], for 1 ≤ tokens
+// ≤ kMaxTokens.
+using PanelInt8Fn = void (*)(const Panel&, const Int8Row* x, int tokens, float* const* y,
+                             bool accumulate);
 using PanelFloatFn = void (*)(const Panel&, const float* const* x, int tokens, float* const* y,
                               bool accumulate);
 
@@ -50,14 +53,16 @@ struct ActivationSpec {
   float limit = 0.0f;  // 0: no clamp
 };
 
-// act[u] = weight · f(gate[u], up[u]) for `unit_rows` neurons; gate_up is a gate_up panel's output for one token,
-// [blocks][64] (gate's 32 then up's when gated).
+// act[u] = weight · f(gate[u], up[u]) for `unit_rows` neurons; gate_up is a gate_up panel's output
+// for one token, [blocks][64] (gate's 32 then up's when gated).
 using ActivateFn = void (*)(const ActivationSpec&, bool gated, int unit_rows, const float* gate_up,
                             float weight, float* act);
 
-// Symmetric int8 in groups of 32, round to nearest even, scale = max |x| / 127. The same bits on every level. A group with a
-// NaN or an infinity gets a non-finite scale, so the token's outputs are non-finite too.
-using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales, int32_t* sums);
+// Symmetric int8 in groups of 32, round to nearest even, scale = max |x| / 127. The same bits on
+// every level. A group with a NaN or an infinity gets a non-finite scale, so the token's outputs
+// are non-finite too.
+using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales,
+                               int32_t* sums);
 
 // What a row lost: sums of squares over its weights.
 struct RowError {
@@ -65,10 +70,11 @@ struct RowError {
   double squared_norm = 0;
 };
 
-// A row of bf16 or f16 weights to int4 in groups of 32: codes 0 … 15 (q + 8) and the scales' bf16 bits. `search` picks each
-// group's scale for the least squared error. The same bits on every level.
-using QuantizeInt4RowFn = RowError (*)(const uint16_t* weights, bool is_f16, int cols, bool search, uint8_t* codes,
-                                       uint16_t* scales);
+// A row of bf16 or f16 weights to int4 in groups of 32: codes 0 … 15 (q + 8) and the scales' bf16
+// bits. `search` picks each group's scale for the least squared error. The same bits on every
+// level.
+using QuantizeInt4RowFn = RowError (*)(const uint16_t* weights, bool is_f16, int cols, bool search,
+                                       uint8_t* codes, uint16_t* scales);
 
 // The kernels for a weight format, by activation precision. int8 is null where only f32 exists.
 struct PanelKernels {
@@ -79,7 +85,8 @@ struct PanelKernels {
 struct Kernels {
   Isa isa;
   // "halves": two scales a tile, that is groups of 16 inputs.
-  PanelKernels int4, int4_halves, int8, uint8, fp8_e4m3, fp8_e5m2, fp4_e2m1, fp4_e2m1_halves, bf16, f16;
+  PanelKernels int4, int4_halves, int8, uint8, fp8_e4m3, fp8_e5m2, fp4_e2m1, fp4_e2m1_halves, bf16,
+      f16;
   ActivateFn activate;
   QuantizeRowFn quantize_row;
   QuantizeInt4RowFn quantize_int4_row;

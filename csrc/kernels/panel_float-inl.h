@@ -1,7 +1,9 @@
-// y += W · x with float inputs: every weight is decoded to f32 and meets its exact input ("true" WxA16).
+// y += W · x with float inputs: every weight is decoded to f32 and meets its exact input ("true"
+// WxA16).
 //
-// Lanes are outputs, so every level adds an output's terms in the same order, with the same fused operations, and all
-// levels give the same bits. Per tile: a sum of code · x, then one fused multiply-add with the scale.
+// Lanes are outputs, so every level adds an output's terms in the same order, with the same fused
+// operations, and all levels give the same bits. Per tile: a sum of code · x, then one fused
+// multiply-add with the scale.
 #pragma once
 
 #include "kernels/block-inl.h"
@@ -33,7 +35,7 @@ struct E2m1Weight {
   static constexpr bool kScaled = true, kZeroPoints = false;
   static constexpr float kDefaultZeroPoint = 0.0f;
   static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
-    alignas(64) static constexpr float kValues[16] = {0,  0.5f,  1,  1.5f,  2,  3,  4,  6,
+    alignas(64) static constexpr float kValues[16] = {0,     0.5f,  1,  1.5f,  2,  3,  4,  6,
                                                       -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
     const auto value = [](Simd::I field) { return Simd::Lookup16(kValues, field); };
     w[0] = value(Field<0, 15>(lanes)), w[4] = value(Field<4, 15>(lanes));
@@ -67,8 +69,8 @@ struct UInt8Weight {
   }
 };
 
-// An 8-bit float whose magnitude bits, moved up by kMove, read 2^kBias too small as f32. Exact, subnormals included; the
-// converter refuses codes that are infinite or NaN.
+// An 8-bit float whose magnitude bits, moved up by kMove, read 2^kBias too small as f32. Exact,
+// subnormals included; the converter refuses codes that are infinite or NaN.
 template <int kMove, int kBias>
 struct Fp8Weight {
   static constexpr int kBits = 8;
@@ -150,7 +152,8 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
             for (int m = 0; m < M; ++m) even[m] = odd[m] = Simd::Zero();
             for (int line = g * kLines / kGroups; line < (g + 1) * kLines / kGroups; ++line) {
               Simd::F w[kInputs];
-              Weight::Decode(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4), zero_point, w);
+              Weight::Decode(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4),
+                             zero_point, w);
               for (int m = 0; m < M; ++m) {
                 const float* inputs = x[m] + k_tile * kTileK + line * kInputs;
                 for (int i = 0; i < kInputs; i += 2) {
@@ -177,7 +180,8 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
 }
 
 template <class Weight, int kGroups>
-void FloatEntry(const Panel& panel, const float* const* x, int tokens, float* const* y, bool accumulate) {
+void FloatEntry(const Panel& panel, const float* const* x, int tokens, float* const* y,
+                bool accumulate) {
   switch (tokens) {
     case 1:
       return FloatPanel<Weight, kGroups, 1>(panel, x, y, accumulate);

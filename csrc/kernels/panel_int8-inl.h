@@ -1,7 +1,8 @@
-// y += W · x with int4 weights and inputs quantised to int8: 32 products are summed as integers, exactly, then one fused
-// multiply-add takes the tile into the f32 sum.
+// y += W · x with int4 weights and inputs quantised to int8: 32 products are summed as integers,
+// exactly, then one fused multiply-add takes the tile into the f32 sum.
 //
-// Per 64-byte line (128 weights): one load, three logic operations, two Dots a token. The same bits on every level.
+// Per 64-byte line (128 weights): one load, three logic operations, two Dots a token. The same bits
+// on every level.
 #pragma once
 
 #include "kernels/block-inl.h"
@@ -31,7 +32,8 @@ void Int4ByInt8(const Panel& panel, const Int8Row* x, float* const* y, bool accu
         }
         for (int line = 0; line < 4; ++line) {
           for (int part = 0; part < kParts; ++part) {
-            const Simd::I both = Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4);
+            const Simd::I both =
+                Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4);
             const Simd::I low = Simd::And(both, low_nibbles);
             const Simd::I high = Simd::And(Simd::ShiftRight<4>(both), low_nibbles);
             for (int m = 0; m < M; ++m) {
@@ -46,7 +48,8 @@ void Int4ByInt8(const Panel& panel, const Int8Row* x, float* const* y, bool accu
           const Simd::F scale = Simd::Load(group.scale + n);
           const Simd::F zero_point = Simd::Load(group.zero_point + n);
           for (int m = 0; m < M; ++m) {
-            // sum (code - zero_point) · x = dot - zero_point · sum x; integers below 2^17, so exact in f32.
+            // sum (code - zero_point) · x = dot - zero_point · sum x; integers below 2^17, so exact
+            // in f32.
             const Simd::F minus_sum = Simd::Set1(static_cast<float>(-x[m].sums[k_tile]));
             const Simd::F value =
                 Simd::Fma(zero_point, minus_sum, Simd::FromInt(Simd::FinishDot(dot[m][part])));
@@ -60,7 +63,8 @@ void Int4ByInt8(const Panel& panel, const Int8Row* x, float* const* y, bool accu
   }
 }
 
-inline void Int8Entry(const Panel& panel, const Int8Row* x, int tokens, float* const* y, bool accumulate) {
+inline void Int8Entry(const Panel& panel, const Int8Row* x, int tokens, float* const* y,
+                      bool accumulate) {
   switch (tokens) {
     case 1:
       return Int4ByInt8<1>(panel, x, y, accumulate);

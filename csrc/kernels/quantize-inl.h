@@ -1,7 +1,8 @@
-// Quantising activations (int8, groups of 32) and weights (int4, groups of 32), over the Simd of the including level.
+// Quantising activations (int8, groups of 32) and weights (int4, groups of 32), over the Simd of
+// the including level.
 //
-// No fused operations and one order of additions, so every level, and every machine that converts a model, gives the
-// same bits.
+// No fused operations and one order of additions, so every level, and every machine that converts a
+// model, gives the same bits.
 #pragma once
 
 #include <bit>
@@ -16,7 +17,8 @@ namespace {
 constexpr int kGroup = 32;
 constexpr int kVectorsPerGroup = kGroup / Simd::kLanes;
 constexpr uint32_t kInfinityBits = 0x7f800000;
-// Below this a group is zero: its reciprocal scale would overflow, and it is noise to any sum it joins.
+// Below this a group is zero: its reciprocal scale would overflow, and it is noise to any sum it
+// joins.
 constexpr float kSmallestGroup = 0x1p-100f;
 
 // Bits of the largest magnitude; as integers, so a NaN wins over everything on every level.
@@ -63,12 +65,13 @@ void QuantizeRow(const float* x, int k_tiles, int8_t* codes, float* scales, int3
   }
 }
 
-// Candidate scales map the extreme weight to -(6 + c / 4), c = 0 … 15: from "a quarter of the range unused" to "the extreme clipped
-// by a fifth". -8 itself is candidate 8.
+// Candidate scales map the extreme weight to -(6 + c / 4), c = 0 … 15: from "a quarter of the range
+// unused" to "the extreme clipped by a fifth". -8 itself is candidate 8.
 constexpr int kCandidates = 16;
 
-// The least-squares scale over all candidate roundings: codes q fixed, sum (w - s q)² is least at s = Σwq / Σq², where it is
-// Σw² - (Σwq)² / Σq²; so the best candidate is the one with the largest (Σwq)² / Σq². Lanes are candidates.
+// The least-squares scale over all candidate roundings: codes q fixed, sum (w - s q)² is least at s
+// = Σwq / Σq², where it is Σw² - (Σwq)² / Σq²; so the best candidate is the one with the largest
+// (Σwq)² / Σq². Lanes are candidates.
 inline float SearchScale(const float* weights, float extreme) {
   constexpr int kVectors = kCandidates / Simd::kLanes;
   float wq_sums[kCandidates], qq_sums[kCandidates], inverse[kCandidates];
@@ -104,7 +107,8 @@ inline float SearchScale(const float* weights, float extreme) {
   return scale;
 }
 
-// Four interleaved sums, the same four on every level, so the additions need not wait for each other.
+// Four interleaved sums, the same four on every level, so the additions need not wait for each
+// other.
 inline float SumOf(const float* x) {
   float sums[4] = {0, 0, 0, 0};
   for (int i = 0; i < kGroup; i += 4) {
@@ -114,7 +118,8 @@ inline float SumOf(const float* x) {
 }
 
 // Returns the squared error; NaN when a weight is not finite.
-inline float QuantizeInt4Group(const float* weights, bool search, uint8_t* codes, uint16_t* scale_bits) {
+inline float QuantizeInt4Group(const float* weights, bool search, uint8_t* codes,
+                               uint16_t* scale_bits) {
   const float extreme = Extreme(weights);
   const uint32_t magnitude = std::bit_cast<uint32_t>(extreme) & 0x7fffffff;
   const bool zero = std::bit_cast<float>(magnitude) < kSmallestGroup;
@@ -138,7 +143,8 @@ inline float QuantizeInt4Group(const float* weights, bool search, uint8_t* codes
   return SumOf(squares);
 }
 
-RowError QuantizeInt4Row(const uint16_t* bits, bool is_f16, int cols, bool search, uint8_t* codes, uint16_t* scales) {
+RowError QuantizeInt4Row(const uint16_t* bits, bool is_f16, int cols, bool search, uint8_t* codes,
+                         uint16_t* scales) {
   RowError total;
   for (int at = 0; at < cols; at += kGroup, ++scales) {
     const int count = cols - at < kGroup ? cols - at : kGroup;
@@ -163,7 +169,8 @@ RowError QuantizeInt4Row(const uint16_t* bits, bool is_f16, int cols, bool searc
     }
     total.squared_norm += SumOf(squares);
     uint8_t tail_codes[kGroup];
-    total.squared_error += QuantizeInt4Group(weights, search, count < kGroup ? tail_codes : codes + at, scales);
+    total.squared_error +=
+        QuantizeInt4Group(weights, search, count < kGroup ? tail_codes : codes + at, scales);
     if (count < kGroup) {
       for (int i = 0; i < count; ++i) codes[at + i] = tail_codes[i];
     }

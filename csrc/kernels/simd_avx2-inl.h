@@ -68,7 +68,8 @@ struct Simd {
   static I ShiftRightSigned(I x) {
     return _mm256_srai_epi32(x, kBits);
   }
-  // Sums of two products in 16 bits: with weights ≤ 15 and |x| ≤ 127, eight of them reach 30480 < 32768.
+  // Sums of two products in 16 bits: with weights ≤ 15 and |x| ≤ 127, eight of them reach 30480 <
+  // 32768.
   static I Dot(I acc, I u8, I s8) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u8, s8)); }
   static I FinishDot(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
 };

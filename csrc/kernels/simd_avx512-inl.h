@@ -1,4 +1,5 @@
-// The vector vocabulary of the kernels on AVX-512 (F, BW, VL, DQ), and on VNNI where the compiler may use it: 16 lanes.
+// The vector vocabulary of the kernels on AVX-512 (F, BW, VL, DQ), and on VNNI where the compiler
+// may use it: 16 lanes.
 #pragma once
 
 #include <immintrin.h>
@@ -48,7 +49,9 @@ struct Simd {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   // table[low four bits of each lane], from 16 floats.
-  static F Lookup16(const float* table, I index) { return _mm512_permutexvar_ps(index, Load(table)); }
+  static F Lookup16(const float* table, I index) {
+    return _mm512_permutexvar_ps(index, Load(table));
+  }
   static I And(I a, I b) { return _mm512_and_si512(a, b); }
   static I Or(I a, I b) { return _mm512_or_si512(a, b); }
   static I Xor(I a, I b) { return _mm512_xor_si512(a, b); }

@@ -1,4 +1,5 @@
-// The vector vocabulary of the kernels, one lane wide. See README.md for the contract every level meets.
+// The vector vocabulary of the kernels, one lane wide. See README.md for the contract every level
+// meets.
 #pragma once
 
 #include <bit>
@@ -69,7 +70,8 @@ struct Simd {
   static I ShiftRightSigned(I x) {
     return static_cast<uint32_t>(static_cast<int32_t>(x) >> kBits);
   }
-  // Per lane: acc + sum of four products of unsigned and signed bytes, at most eight times before FinishDot.
+  // Per lane: acc + sum of four products of unsigned and signed bytes, at most eight times before
+  // FinishDot.
   static I Dot(I acc, I u8, I s8) {
     for (int i = 0; i < 4; ++i) {
       const auto product = static_cast<int32_t>((u8 >> (8 * i)) & 0xff) *

@@ -1,7 +1,7 @@
 """lsg: big mixture-of-experts models on one server, at the speed of its memory.
 
-The blob is the only interface between the rooms: `lsg.convert` writes it, `lsg.runtime` serves it, both through
-`lsg._core` (C++) and `lsg.manifest`, and neither imports the other.
+The blob is the only interface between the rooms: `lsg.convert` writes it, `lsg.runtime` serves it, both
+through `lsg._core` (C++) and `lsg.manifest`, and neither imports the other.
 """
 
 from importlib.metadata import version

@@ -126,9 +126,10 @@ class LayerSpec:
 class Matrix:
     """One projection of one expert, before packing: codes and what gives them their values.
 
-    codes: [N, K]; uint8 for 4- and 8-bit dtypes (one code a byte; int4 as q + 8), uint16 for 16-bit dtypes (raw bits).
-    scales: [ceil(N / scale_rows), number of K groups], uint8, uint16 or float32 by the scale dtype (raw bits).
-    zero_points: uint8, shaped as scales. bias: float32 [N]. global_scale: multiplies every weight of the matrix.
+    codes: [N, K]; uint8 for 4- and 8-bit dtypes (one code a byte; int4 as q + 8), uint16 for 16-bit dtypes
+    (raw bits). scales: [ceil(N / scale_rows), number of K groups], uint8, uint16 or float32 by the scale
+    dtype (raw bits). zero_points: uint8, shaped as scales. bias: float32 [N]. global_scale: multiplies every
+    weight of the matrix.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ def pack_expert(spec: LayerSpec, gate: Matrix | None, up: Matrix, down: Matrix) 
 def pack_table(
     spec: LayerSpec, expert: int, gate: Matrix | None, up: Matrix, down: Matrix
 ) -> list[tuple[int, bytes]]:
-    """The expert's share of the expert table, as (offset in the layer file, bytes); empty when the layer has none."""
+    """The expert's share of the expert table, as (offset in the layer file, bytes); empty without a table."""
 
 def unpack_expert(
     spec: LayerSpec,
@@ -169,7 +170,8 @@ def unpack_expert(
 ) -> tuple[Matrix | None, Matrix, Matrix]:
     """Undo pack_expert and pack_table: (gate, up, down), equal to what was packed.
 
-    table: the layer's whole expert table, uint8 [table_bytes]; needed where the layer has one, with `expert` the index.
+    table: the layer's whole expert table, uint8 [table_bytes]; needed where the layer has one, with `expert`
+    the index in it.
     """
 
 def quantize_int4(
@@ -177,9 +179,10 @@ def quantize_int4(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], float, float]:
     """Symmetric int4, groups of 32 along K, bf16 scales.
 
-    weight: raw bf16 or f16 bits [N, K], `source` says which. Returns codes uint8 [N, K] (q + 8), scales bf16 bits
-    [N, ceil(K / 32)], the squared error and the squared norm of the weight. With `search` each group's scale
-    minimises its squared error over a grid of candidates; without, it is absmax / 7 or so.
+    weight: raw bf16 or f16 bits [N, K], `source` says which. Returns codes uint8 [N, K] (q + 8), scales bf16
+    bits [N, ceil(K / 32)] (of either sign), the squared error and the squared norm of the weight. With
+    `search` each group's scale is the least-squares one over 16 candidates; without, the weight of largest
+    magnitude becomes -8. The same bytes on every processor.
     Raises CheckpointError for NaN or infinite weights.
     """
 
@@ -220,10 +223,10 @@ def isa_levels() -> list[Isa]:
     """Levels this processor can run, lowest first."""
 
 def kernel_isa(name: str = "") -> Isa:
-    """The level whose kernels run when `name` is selected: that level, or the highest below it that has kernels."""
+    """The level whose kernels run when `name` is selected: itself, or the highest below that has kernels."""
 
 def select_isa(name: str = "") -> Isa:
-    """The highest usable level, or the named one. Raises UnsupportedIsaError for an unknown or unavailable name."""
+    """The highest usable level, or the named one. Raises UnsupportedIsaError for any other name."""
 
 class Engine:
     """Computes routed experts from layer files on one pinned thread pool.
@@ -251,7 +254,10 @@ class Engine:
         unit_begin: int = 0,
         unit_end: int = -1,
     ) -> int:
-        """Map a layer file; returns the handle for forward. A unit range makes this engine a tensor-parallel rank."""
+        """Map a layer file; returns the handle for forward.
+
+        A unit range makes this engine a tensor-parallel rank: forward gives a partial sum.
+        """
     def forward(
         self,
         layer: int,
@@ -266,8 +272,9 @@ class Engine:
     ) -> None:
         """out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]).
 
-        hidden, out: addresses of contiguous [tokens, H], dtype "f32", "bf16" or "f16"; topk_ids: int32 [tokens, top_k],
-        negative = no expert; topk_weights: f32 [tokens, top_k]. Releases the GIL. Raises LsgError for an id ≥ E.
+        hidden, out: addresses of contiguous [tokens, H], dtype "f32", "bf16" or "f16"; topk_ids: int32
+        [tokens, top_k], negative = no expert; topk_weights: f32 [tokens, top_k]. Releases the GIL. Raises
+        LsgError for an id ≥ E.
         """
     @property
     def isa(self) -> Isa: ...
@@ -277,4 +284,4 @@ class Engine:
     def mapped_bytes(self) -> int: ...
 
 def read_bandwidth(threads: int, gib: float = 1.0, streams: int = 4, seconds: float = 1.0) -> float:
-    """Measured DRAM read rate in bytes/s: `threads` readers, `streams` streams each, 2 MiB pages where possible."""
+    """Measured DRAM read rate in bytes/s: `streams` streams a thread, 2 MiB pages where possible."""

@@ -1,7 +1,7 @@
 """experts/manifest.json: the catalogue of a repacked model directory.
 
-Invariant: what `load` returns has been checked key by key against `csrc/format/FORMAT.md`; unknown, missing or
-duplicate keys, wrong types and versions this program does not know raise FormatError.
+Invariant: what `load` returns has been checked key by key against `csrc/format/FORMAT.md`; unknown, missing
+or duplicate keys, wrong types and versions this program does not know raise FormatError.
 """
 
 import json
@@ -207,9 +207,10 @@ def _check(manifest: Manifest, path: Path) -> None:
         msg = f"{path}: layer indices must be a rising, non-empty list, found {indices[:8]}"
         raise FormatError(msg)
     for layer in manifest.layers:
-        if layer.file != layer_file_name(layer.index):
+        expected = layer_file_name(layer.index)
+        if layer.file != expected:
             # A file name is never a path: a manifest cannot make the reader leave its directory.
-            msg = f"{path}: layer {layer.index} names file {layer.file!r}, expected {layer_file_name(layer.index)!r}"
+            msg = f"{path}: layer {layer.index} names file {layer.file!r}, expected {expected!r}"
             raise FormatError(msg)
         if len(layer.slab_crc32c) != layer.num_experts:
             msg = (
