@@ -95,97 +95,11 @@ void Grow(std::vector<T>& buffer, int64_t size) {
   if (buffer.size() < static_cast<size_t>(size)) buffer.resize(size);
 }
 
-// Blocks from `block_begin` of one of a record's panels.
-Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record,
-              int block_begin, int block_end) {
-  const auto* base = reinterpret_cast<const uint8_t*>(record);
-  const int64_t block_codes = int64_t{s.k_tiles} * kTilesPerBlock * TileBytes(BitsOf(format.dtype));
-  const int64_t first_scale = int64_t{block_begin} * s.scale_groups * s.scales_per_block_row;
-  const int tiles = static_cast<int>(format.scale_k) / kTileK;
-  return {.codes = base + s.codes + block_begin * block_codes,
-          .scales = base + s.scales + first_scale * BytesOf(format.scale_dtype),
-          .zero_points = format.zero_point ? base + s.zero_points + first_scale : nullptr,
-          .bias = format.bias && s.bias_bytes > 0
-                      ? reinterpret_cast<const float*>(base + s.bias) + block_begin * kBlockN
-                      : nullptr,
-          .blocks = block_end - block_begin,
-          .k_tiles = s.k_tiles,
-          .scale_groups = s.scale_groups,
-          .tiles_per_scale = s.scale_groups <= 1 ? s.k_tiles : std::max(tiles, 1),
-          .scale_dtype = format.scale_dtype,
-          .scale_rows = static_cast<int>(format.scale_rows),
-          .global_scale = {1.0f, 1.0f}};
-}
-
 }  // namespace
-
-class MoeEngine::Layer {
- public:
-  LayerFile file;
-  ActivationSpec activation;
-  PanelKernels gate_up, down;
-  bool int8_gate_up, int8_down;
-  int unit_begin, unit_end;
-
-  const LayerSpec& spec() const { return file.spec(); }
-  int units() const { return unit_end - unit_begin; }
-  int unit_rows() const { return static_cast<int>(spec().geometry().unit_rows); }
-  int unit_tiles() const { return unit_rows() / kTileK; }
-  int out_stride() const { return static_cast<int>(spec().hidden_padded()); }
-  int hidden_stride() const { return spec().gate_up_sections().k_tiles * kTileK; }
-  const std::byte* record(int unit, int expert) const { return file.record(unit, expert).data(); }
-
-  Panel GateUpPanel(const std::byte* record, int expert) const {
-    const PanelSections& s = spec().gate_up_sections();
-    Panel panel = PanelAt(spec().gate_up(), s, record, 0, s.blocks);
-    if (spec().gate_up().global_scale) {
-      const float* global = TableAt<float>(spec().table_sections().gate_up_global) + 2 * expert;
-      // A block of a gated panel is gate's outputs, then up's; without gate all are up's.
-      panel.global_scale[0] = spec().geometry().gated ? global[0] : global[1];
-      panel.global_scale[1] = global[1];
-    }
-    return panel;
-  }
-
-  Panel DownPanel(const std::byte* record, int expert, int block_begin, int block_end) const {
-    const PanelFormat& format = spec().down();
-    Panel panel = PanelAt(format, spec().down_sections(), record, block_begin, block_end);
-    if (format.global_scale) {
-      panel.global_scale[0] = panel.global_scale[1] =
-          TableAt<float>(spec().table_sections().down_global)[expert];
-    }
-    if (format.scale_dtype != ScaleDtype::kNone && format.scale_k == 0) {
-      // One scale a row does not belong to a slice of I, so it lies in the table.
-      const int64_t per_expert = out_stride() / static_cast<int>(format.scale_rows);
-      const int64_t first =
-          expert * per_expert + block_begin * (kBlockN / static_cast<int>(format.scale_rows));
-      panel.scales = TableAt<uint8_t>(spec().table_sections().down_scales) +
-                     first * BytesOf(format.scale_dtype);
-      if (format.zero_point)
-        panel.zero_points = TableAt<uint8_t>(spec().table_sections().down_zero_points) + first;
-      panel.scale_groups = 1;
-      panel.tiles_per_scale = panel.k_tiles;
-    }
-    return panel;
-  }
-
-  // down_proj's bias for an expert, or null. It does not belong to a slice of I: the rank with unit
-  // 0 adds it.
-  const float* down_bias(int expert) const {
-    if (!spec().down().bias || unit_begin != 0) return nullptr;
-    return TableAt<float>(spec().table_sections().down_bias) + int64_t{expert} * out_stride();
-  }
-
- private:
-  template <typename T>
-  const T* TableAt(uint64_t offset) const {
-    return reinterpret_cast<const T*>(file.table().data() + offset);
-  }
-};
 
 struct MoeEngine::Workspace {
   Routing routing;
-  std::vector<float> hidden;  // [tokens, hidden_stride]
+  std::vector<float> hidden;  // [tokens, in_stride]
   Int8Rows hidden_int8;
   std::vector<float> slots;     // [slot][token][out_stride]
   std::vector<uint8_t> filled;  // [slot][token]
@@ -204,28 +118,10 @@ MoeEngine::~MoeEngine() = default;
 
 int MoeEngine::AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin,
                         int unit_end) {
-  LayerFile file(path);
-  const int units = static_cast<int>(file.spec().num_units());
-  if (unit_end < 0) unit_end = units;
-  if (unit_begin < 0 || unit_begin > unit_end || unit_end > units) {
-    throw Error(path + ": units " + std::to_string(unit_begin) + " to " + std::to_string(unit_end) +
-                " asked for, but it has " + std::to_string(units));
-  }
-  const auto kernels_for = [&](const PanelFormat& format) {
-    try {
-      return SelectPanelKernels(kernels_, format);
-    } catch (const FormatError& error) {
-      throw FormatError(path + ": " + error.what());
-    }
-  };
-  const PanelKernels gate_up = kernels_for(file.spec().gate_up());
-  const PanelKernels down = kernels_for(file.spec().down());
   const bool int8 = options_.activations == ActivationPrecision::kInt8;
-  file.Populate(unit_begin, unit_end);
-  mapped_bytes_ += (unit_end - unit_begin) * file.spec().unit_bytes();
-  layers_.push_back(std::make_unique<Layer>(
-      Layer{std::move(file), activation, gate_up, down, int8 && gate_up.int8 != nullptr,
-            int8 && down.int8 != nullptr, unit_begin, unit_end}));
+  layers_.push_back(
+      std::make_unique<MoeLayer>(path, kernels_, activation, int8, unit_begin, unit_end));
+  mapped_bytes_ += layers_.back()->bytes();
   return static_cast<int>(layers_.size()) - 1;
 }
 
@@ -234,8 +130,8 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
     throw Error("no layer with handle " + std::to_string(layer_index));
   }
   const std::lock_guard lock(forward_mutex_);
-  const Layer& layer = *layers_[layer_index];
-  const int num_experts = static_cast<int>(layer.spec().geometry().num_experts);
+  const MoeLayer& layer = *layers_[layer_index];
+  const int num_experts = layer.num_experts();
   for (int first = 0; first < batch.tokens; first += kChunkTokens) {
     const int tokens = std::min(kChunkTokens, batch.tokens - first);
     const int64_t entry = int64_t{first} * batch.top_k;
@@ -252,18 +148,18 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
   }
 }
 
-void MoeEngine::LoadHidden(const Layer& layer, const Batch& batch, int first, int tokens) {
+void MoeEngine::LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens) {
   Workspace& ws = *workspace_;
-  const int hidden_size = static_cast<int>(layer.spec().geometry().hidden_size);
-  const int stride = layer.hidden_stride();
+  const int hidden_size = layer.hidden_size();
+  const int stride = layer.in_stride();
   const int k_tiles = stride / kTileK;
   Grow(ws.hidden, int64_t{tokens} * stride);
-  if (layer.int8_gate_up) ws.hidden_int8.Resize(tokens, k_tiles);
+  if (layer.int8_gate_up()) ws.hidden_int8.Resize(tokens, k_tiles);
   const auto load = [&](int token) {
     float* row = ws.hidden.data() + int64_t{token} * stride;
     ToFloat(batch.hidden, batch.dtype, int64_t{first + token} * hidden_size, hidden_size, row);
     std::fill(row + hidden_size, row + stride, 0.0f);
-    if (layer.int8_gate_up) ws.hidden_int8.Quantize(kernels_, token, 0, row, k_tiles);
+    if (layer.int8_gate_up()) ws.hidden_int8.Quantize(kernels_, token, 0, row, k_tiles);
   };
   // One token takes about a microsecond, less than waking a worker.
   if (tokens <= kFewTokens) {
@@ -275,8 +171,8 @@ void MoeEngine::LoadHidden(const Layer& layer, const Batch& batch, int first, in
   }
 }
 
-void MoeEngine::StoreOut(const Layer& layer, const Batch& batch, int first, int tokens) {
-  const int hidden_size = static_cast<int>(layer.spec().geometry().hidden_size);
+void MoeEngine::StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens) {
+  const int hidden_size = layer.hidden_size();
   const auto store = [&](int token) {
     FromFloat(workspace_->out.data() + int64_t{token} * layer.out_stride(), batch.dtype,
               int64_t{first + token} * hidden_size, hidden_size, batch.out);
@@ -290,30 +186,30 @@ void MoeEngine::StoreOut(const Layer& layer, const Batch& batch, int first, int 
   }
 }
 
-void MoeEngine::GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed,
+void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed,
                        int tokens, float* const* act) const {
   const Workspace& ws = *workspace_;
   alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
   float* rows[kMaxTokens];
   for (int t = 0; t < tokens; ++t) rows[t] = outputs[t];
-  if (layer.int8_gate_up) {
+  if (layer.int8_gate_up()) {
     Int8Row x[kMaxTokens];
     for (int t = 0; t < tokens; ++t) x[t] = ws.hidden_int8.Row(routed[t].token);
-    layer.gate_up.int8(panel, x, tokens, rows, false);
+    layer.gate_up_kernels().int8(panel, x, tokens, rows, false);
   } else {
     const float* x[kMaxTokens];
     for (int t = 0; t < tokens; ++t) {
-      x[t] = ws.hidden.data() + int64_t{routed[t].token} * layer.hidden_stride();
+      x[t] = ws.hidden.data() + int64_t{routed[t].token} * layer.in_stride();
     }
-    layer.gate_up.f32(panel, x, tokens, rows, false);
+    layer.gate_up_kernels().f32(panel, x, tokens, rows, false);
   }
   for (int t = 0; t < tokens; ++t) {
-    kernels_.activate(layer.activation, layer.spec().geometry().gated, layer.unit_rows(),
-                      outputs[t], routed[t].weight, act[t]);
+    kernels_.activate(layer.activation(), layer.gated(), layer.unit_rows(), outputs[t],
+                      routed[t].weight, act[t]);
   }
 }
 
-void MoeEngine::Fused(const Layer& layer, int tokens) {
+void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   Workspace& ws = *workspace_;
   const auto& experts = ws.routing.experts;
   const int stride = layer.out_stride();
@@ -325,7 +221,7 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
   ws.filled.assign(int64_t{slots} * tokens, 0);
 
   const auto compute = [&](int slot) {
-    const int unit = layer.unit_begin + slot / chunks;
+    const int unit = layer.unit_begin() + slot / chunks;
     const int chunk = slot % chunks;
     const int count = static_cast<int>(experts.size());
     float* sums = ws.slots.data() + int64_t{slot} * tokens * stride;
@@ -335,10 +231,9 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
     for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
     for (int e = count * chunk / chunks; e < count * (chunk + 1) / chunks; ++e) {
       const ExpertTokens& expert = experts[e];
-      const std::byte* record = layer.record(unit, expert.expert);
-      const Panel gate_up = layer.GateUpPanel(record, expert.expert);
-      const Panel down = layer.DownPanel(record, expert.expert, 0, stride / kBlockN);
-      const float* bias = unit == 0 ? layer.down_bias(expert.expert) : nullptr;
+      const Panel gate_up = layer.GateUpPanel(unit, expert.expert);
+      const Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
+      const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
       const auto routed = ws.routing.TokensOf(expert);
       for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
         const int count_now = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
@@ -381,10 +276,10 @@ void MoeEngine::Fused(const Layer& layer, int tokens) {
   });
 }
 
-void MoeEngine::Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens,
+void MoeEngine::Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
                      bool accumulate, float* const* y) const {
-  if (!layer.int8_down) {
-    layer.down.f32(panel, act, tokens, y, accumulate);
+  if (!layer.int8_down()) {
+    layer.down_kernels().f32(panel, act, tokens, y, accumulate);
     return;
   }
   alignas(64) int8_t codes[kMaxTokens][kMaxUnitRows];
@@ -395,10 +290,10 @@ void MoeEngine::Down(const Layer& layer, const Panel& panel, const float* const*
     kernels_.quantize_row(act[t], layer.unit_tiles(), codes[t], scales[t], sums[t]);
     x[t] = {codes[t], scales[t], sums[t]};
   }
-  layer.down.int8(panel, x, tokens, y, accumulate);
+  layer.down_kernels().int8(panel, x, tokens, y, accumulate);
 }
 
-void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
+void MoeEngine::TwoPhase(const MoeLayer& layer, int tokens) {
   Workspace& ws = *workspace_;
   const auto& experts = ws.routing.experts;
   const int num_experts = static_cast<int>(experts.size());
@@ -408,18 +303,17 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
   const int64_t act_stride = int64_t{units} * unit_rows;
   const int64_t entries = static_cast<int64_t>(ws.routing.tokens.size());
   Grow(ws.act, entries * act_stride);
-  if (layer.int8_down) ws.act_int8.Resize(entries, units * unit_tiles);
+  if (layer.int8_down()) ws.act_int8.Resize(entries, units * unit_tiles);
 
   const auto activate = [&](int unit, const ExpertTokens& expert) {
-    const Panel panel =
-        layer.GateUpPanel(layer.record(layer.unit_begin + unit, expert.expert), expert.expert);
+    const Panel panel = layer.GateUpPanel(layer.unit_begin() + unit, expert.expert);
     for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
       const int count = std::min(kMaxTokens, expert.end - at);
       float* act[kMaxTokens];
       for (int t = 0; t < count; ++t)
         act[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
       GateUp(layer, panel, ws.routing.tokens.data() + at, count, act);
-      if (!layer.int8_down) continue;
+      if (!layer.int8_down()) continue;
       for (int t = 0; t < count; ++t) {
         ws.act_int8.Quantize(kernels_, at + t, unit * unit_tiles, act[t], unit_tiles);
       }
@@ -433,10 +327,10 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
       std::fill(y, y + kBlockN, 0.0f);
     }
     for (const ExpertTokens& expert : experts) {
-      const float* bias = layer.down_bias(expert.expert);
+      const float* bias = layer.DownBias(expert.expert);
       for (int unit = 0; unit < units; ++unit) {
-        const Panel panel = layer.DownPanel(layer.record(layer.unit_begin + unit, expert.expert),
-                                            expert.expert, block, block + 1);
+        const Panel panel =
+            layer.DownPanel(layer.unit_begin() + unit, expert.expert, block, block + 1);
         for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
           const int count = std::min(kMaxTokens, expert.end - at);
           float* y[kMaxTokens];
@@ -445,7 +339,7 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
           for (int t = 0; t < count; ++t) {
             const RoutedToken& routed = ws.routing.tokens[at + t];
             y[t] = ws.out.data() + int64_t{routed.token} * stride + block * kBlockN;
-            if (layer.int8_down) {
+            if (layer.int8_down()) {
               int8_rows[t] = ws.act_int8.Row(at + t, unit * unit_tiles);
             } else {
               float_rows[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
@@ -455,10 +349,10 @@ void MoeEngine::TwoPhase(const Layer& layer, int tokens) {
                 y[t][n] += routed.weight * bias[block * kBlockN + n];
             }
           }
-          if (layer.int8_down) {
-            layer.down.int8(panel, int8_rows, count, y, true);
+          if (layer.int8_down()) {
+            layer.down_kernels().int8(panel, int8_rows, count, y, true);
           } else {
-            layer.down.f32(panel, float_rows, count, y, true);
+            layer.down_kernels().f32(panel, float_rows, count, y, true);
           }
         }
       }

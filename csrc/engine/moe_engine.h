@@ -11,10 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/moe_layer.h"
 #include "engine/routing.h"
 #include "engine/thread_pool.h"
-#include "format/layer_file.h"
-#include "kernels/kernels.h"
 
 namespace lsg {
 
@@ -57,26 +56,25 @@ class MoeEngine {
   uint64_t mapped_bytes() const { return mapped_bytes_; }
 
  private:
-  class Layer;
   struct Workspace;
 
-  void LoadHidden(const Layer& layer, const Batch& batch, int first, int tokens);
-  void Fused(const Layer& layer, int tokens);
-  void TwoPhase(const Layer& layer, int tokens);
-  void StoreOut(const Layer& layer, const Batch& batch, int first, int tokens);
+  void LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
+  void Fused(const MoeLayer& layer, int tokens);
+  void TwoPhase(const MoeLayer& layer, int tokens);
+  void StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens);
 
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
-  void GateUp(const Layer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
+  void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
               float* const* act) const;
   // y[t] (+)= down · act[t] for one record.
-  void Down(const Layer& layer, const Panel& panel, const float* const* act, int tokens,
+  void Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
             bool accumulate, float* const* y) const;
 
   EngineOptions options_;
   const Kernels& kernels_;
   ThreadPool pool_;
   std::mutex forward_mutex_;
-  std::vector<std::unique_ptr<Layer>> layers_;
+  std::vector<std::unique_ptr<MoeLayer>> layers_;
   std::unique_ptr<Workspace> workspace_;
   uint64_t mapped_bytes_ = 0;
 };

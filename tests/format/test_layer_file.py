@@ -232,7 +232,7 @@ def test_truncated_files_are_refused(tmp_path: Path, keep: int):
     path = tmp_path / "x.lsgb"
     data = write_file(path, spec_of())
     path.write_bytes(data[:keep])
-    with pytest.raises(FormatError, match="shorter than|but its header says"):
+    with pytest.raises(FormatError, match=r"shorter than|but its header says"):
         _core.LayerFile(str(path))
 
 
@@ -252,7 +252,7 @@ def test_wrong_matrices_are_refused():
     good, down = _core.Matrix(np.zeros((80, 96), np.uint16)), _core.Matrix(np.zeros((96, 80), np.uint16))
     with pytest.raises(FormatError, match=r"gate codes: expected .*\(80, 96\).*found shape \(96, 80\)"):
         _core.pack_expert(spec, down, good, down)
-    with pytest.raises(FormatError, match="up codes: .* 2 bytes an item, found .* with 1"):
+    with pytest.raises(FormatError, match=r"up codes: .* 2 bytes an item, found .* with 1"):
         _core.pack_expert(spec, good, _core.Matrix(np.zeros((80, 96), np.uint8)), down)
     with pytest.raises(FormatError, match="gate must be given exactly when"):
         _core.pack_expert(spec, None, good, down)

@@ -1,8 +1,9 @@
 """Random layers, their files, and a float64 oracle with derived error bounds.
 
-The oracle shares no code with the engine: it dequantises from the codes and scales that were packed and multiplies in
-float64. Bounds follow each rounding of the engine: u = 2⁻²⁴ per float32 operation (γ_n = n·u / (1 − n·u), Higham, Accuracy and
-Stability of Numerical Algorithms, §3.1), half a code for each int8 rounding that the oracle cannot repeat exactly.
+The oracle shares no code with the engine: it dequantises from the codes and scales that were packed and
+multiplies in float64. Bounds follow each rounding of the engine: u = 2⁻²⁴ per float32 operation (γ_n = n·u /
+(1 − n·u), Higham, Accuracy and Stability of Numerical Algorithms, §3.1), and one int8 step for each rounding
+that an error can tip to the other side.
 """
 
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ def forward(
 
 
 def quantize_rows(x: npt.NDArray[np.float32]) -> tuple[F64, F64]:
-    """Int8 in groups of 32 as kernels.h states it, in the same float32 steps: (dequantised, step) [..., K]."""
+    """Int8 in groups of 32, in the float32 steps that kernels.h states: (dequantised, step) [..., K]."""
     padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // 32) * 32), np.float32)
     padded[..., : x.shape[-1]] = x
     groups = padded.reshape(*padded.shape[:-1], -1, 32)
@@ -280,7 +281,7 @@ def oracle(
     alpha: float = 1.0,
     limit: float = 0.0,
 ) -> tuple[F64, F64]:
-    """(out, bound) [tokens, H] in float64: what the engine must give, and how far off rounding can take it."""
+    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it."""
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
     spec = layer.spec
@@ -302,8 +303,8 @@ def oracle(
                 pre_gate = gate.value @ x + gate.bias
                 err_gate = g_up * (np.abs(gate.value) @ np.abs(x) + np.abs(gate.bias))
             act = activation(kind, pre_gate, pre_up, alpha, limit) * w
-            # How far the pre-activations' errors move it, by finite differences of the oracle itself (doubled for curvature), and
-            # 32 units for Exp (kernels/activate-inl.h: about 2 ulp), the division and the products.
+            # How far the pre-activations' errors move it, by finite differences of the oracle itself (doubled
+            # for curvature), and 32 units for Exp (activate-inl.h: about 2 ulp), the division and the products.
             moved = np.zeros_like(act)
             for sign_g in (-1, 1):
                 for sign_u in (-1, 1):
@@ -319,7 +320,8 @@ def oracle(
             if int8:
                 exact = act
                 act, step = quantize_rows(act.astype(np.float32))
-                # A rounding that the error can tip falls one step to either side; elsewhere only the step's own error stays.
+                # A rounding that the error can tip falls one step to either side; elsewhere only the step's own
+                # error stays.
                 position = np.divide(exact, step, out=np.zeros_like(exact), where=step > 0)
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2

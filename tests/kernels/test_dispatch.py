@@ -35,7 +35,7 @@ def test_unknown_level_is_refused():
 
 
 def test_isa_objects_export_their_namespace_only():
-    """A weak symbol in an AVX-512 object may be the one the linker keeps for the baseline: it would crash older processors."""
+    """The linker may keep an AVX-512 object's weak symbol for everybody, which crashes older processors."""
     nm = shutil.which("nm")
     build = Path(__file__).parents[2] / "build"
     objects = sorted(

@@ -54,8 +54,7 @@ def test_no_search_keeps_every_weight_within_half_a_step_or_the_clamp():
     weight = bf16_value(bits)
     codes, scales, _, _ = _core.quantize_int4(bits, _core.Dtype.BF16, search=False)
     step = np.abs(np.repeat(bf16_value(scales), 32, axis=1))
-    # The extreme maps to -8 up to the scale's bf16 rounding (2⁻⁹ of 8 steps); its mirror image is clamped a step
-    # short.
+    # The extreme maps to -8 up to the scale's bf16 rounding (2⁻⁹ of 8 steps); its mirror image is clamped.
     assert (np.abs(weight - dequantize(codes, scales, 64)) <= step * (1 + 8 * 2.0**-8)).all()
     inside = np.abs(weight) <= 7 * step
     assert (
