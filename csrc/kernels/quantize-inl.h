@@ -1,8 +1,8 @@
 // Quantising activations (int8, groups of 32) and weights (int4, groups of 32), over the Simd of
 // the including level.
 //
-// No fused operations and one order of additions, so every level, and every machine that converts a
-// model, gives the same bits.
+// One order of the same operations, fused ones included, so every level, and every machine that
+// converts a model, gives the same bits.
 #pragma once
 
 #include <bit>
@@ -74,7 +74,7 @@ constexpr int kCandidates = 16;
 // (Σwq)² / Σq². Lanes are candidates.
 inline float SearchScale(const float* weights, float extreme) {
   constexpr int kVectors = kCandidates / Simd::kLanes;
-  float wq_sums[kCandidates], qq_sums[kCandidates], inverse[kCandidates];
+  float inverse[kCandidates];
   const float unit = -1.0f / extreme;
   for (int c = 0; c < kCandidates; ++c) inverse[c] = (6.0f + 0.25f * static_cast<float>(c)) * unit;
   Simd::F inv[kVectors], wq[kVectors], qq[kVectors];
@@ -87,24 +87,19 @@ inline float SearchScale(const float* weights, float extreme) {
     const Simd::F w = Simd::Set1(weights[i]);
     for (int v = 0; v < kVectors; ++v) {
       const Simd::F q = Simd::Max(least, Simd::Min(most, Simd::Round(Simd::Mul(w, inv[v]))));
-      wq[v] = Simd::Add(wq[v], Simd::Mul(w, q));
-      qq[v] = Simd::Add(qq[v], Simd::Mul(q, q));
+      wq[v] = Simd::Fma(w, q, wq[v]);
+      qq[v] = Simd::Fma(q, q, qq[v]);
     }
   }
+  float gains[kCandidates], scales[kCandidates];
   for (int v = 0; v < kVectors; ++v) {
-    Simd::Store(wq_sums + v * Simd::kLanes, wq[v]);
-    Simd::Store(qq_sums + v * Simd::kLanes, qq[v]);
+    const Simd::F least_squares = Simd::Div(wq[v], qq[v]);
+    Simd::Store(scales + v * Simd::kLanes, least_squares);
+    Simd::Store(gains + v * Simd::kLanes, Simd::Mul(least_squares, wq[v]));
   }
-  float best = -1.0f, scale = 0.0f;
-  for (int c = 0; c < kCandidates; ++c) {
-    const float least_squares = wq_sums[c] / qq_sums[c];
-    const float gain = least_squares * wq_sums[c];
-    if (gain > best) {
-      best = gain;
-      scale = least_squares;
-    }
-  }
-  return scale;
+  int best = 0;
+  for (int c = 1; c < kCandidates; ++c) best = gains[c] > gains[best] ? c : best;
+  return scales[best];
 }
 
 // Four interleaved sums, the same four on every level, so the additions need not wait for each
