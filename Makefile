@@ -16,7 +16,7 @@ REQUIREMENTS := import tomllib; \
 	p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]["optional-dependencies"]; \
 	print(*p["build-system"]["requires"], *p["project"]["dependencies"], *x["check"], *x["test"], sep="\n")
 
-.PHONY: help setup build view check format test demo bench wheel clean
+.PHONY: help setup build view check format test compat demo bench wheel clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -59,12 +59,22 @@ format: setup  ## Rewrite the sources as `check` wants them
 test: build  ## The whole test suite; `make test PYTEST_ADDOPTS="-m 'not server'"` for the quick part
 	$(BIN)/pytest
 
+# Every supported sglang, from its wheel's source; they are downloaded once.
+SGLANG_RELEASES := 15 16 17 18 19 20 21 22 23
+compat: build  ## Check what lsg uses of sglang against every supported release
+	mkdir -p build/sglang
+	for n in $(SGLANG_RELEASES); do test -d build/sglang/0.5.$$n || { \
+		$(PIP) download -qq --no-deps --only-binary=:all: --python-version 3.11 -d build/sglang/wheels sglang==0.5.$$n && \
+		$(BIN)/python -m zipfile -e build/sglang/wheels/sglang-0.5.$$n-*.whl build/sglang/0.5.$$n; } || true; done
+	SGLANG_SOURCES=build/sglang $(BIN)/pytest tests/compat
+
 demo: build  ## From a checkpoint to an answer: make one, convert it, serve it, ask it
 	$(BIN)/python tests/demo/demo.py
 
 bench: build  ## Measure this machine and rewrite the README's tables
 	$(BIN)/python benchmarks/convert.py $(BENCH)
 	$(BIN)/python benchmarks/engine.py $(BENCH)
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/table.py
 
 wheel: setup  ## dist/*.whl

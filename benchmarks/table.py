@@ -54,9 +54,10 @@ def _block(block: re.Match[str], results: Path) -> str:
     if name not in TABLES:
         msg = f"no table is called {name!r}; there are {', '.join(TABLES)}"
         raise click.ClickException(msg)
-    files = sorted(results.glob(f"{name}-*.json"))
+    # A result of one machine has its name; what holds on any machine has none.
+    files = sorted([*results.glob(f"{name}-*.json"), *results.glob(f"{name}.json")])
     if not files:
-        msg = f"{results}: no {name}-*.json; run benchmarks/{name}.py first"
+        msg = f"{results}: no {name}.json or {name}-*.json; run benchmarks/{name}.py first"
         raise click.ClickException(msg)
     return block[1] + "\n".join(TABLES[name](json.loads(file.read_text())) for file in files) + block[3]
 
@@ -104,6 +105,54 @@ def _engine(result: dict[str, Any]) -> str:
     return _section(result["machine"], f"Limit: {_rate(limit, digits=1)} GB/s read from memory.", head, rows)
 
 
+# Columns of the families table: heading, and which encodings it gathers.
+ENCODINGS = {
+    "BF16, FP16": ("half",),
+    "FP8": ("fp8",),
+    "INT4, INT8 (compressed-tensors)": ("pack-quantized", "int-quantized"),
+    "AWQ": ("awq",),
+    "GPTQ": ("gptq",),
+    "MXFP4": ("mxfp4",),
+    "NVFP4": ("nvfp4",),
+}
+
+
+def _families(result: dict[str, Any]) -> str:
+    rows: dict[str, list[str]] = {}
+    for case in result["cases"]:
+        rows.setdefault(case["model"], [""] * len(ENCODINGS))
+    for column, encodings in enumerate(ENCODINGS.values()):
+        for model, row in rows.items():
+            chosen = [c for c in result["cases"] if c["model"] == model and c["encoding"] in encodings]
+            row[column] = _families_cell(chosen)
+    good = sum(case["computed"] for case in result["cases"])
+    refused = sum(case["refused"] for case in result["cases"])
+    what = (
+        f"{len(result['cases'])} small checkpoints with the published names and encodings, commit "
+        f"{result['commit']}: {good} converted, verified and computed, {refused} refused with the reason. C: "
+        "converts with `--experts keep`; V: every weight is the checkpoint's (bf16 and int4: within their "
+        "rounding) and every other tensor is unchanged; E: the engine computes what the weights give in "
+        "float64; in brackets: variants."
+    )
+    head = ["model", *ENCODINGS]
+    cells = [head, ["---"] * len(head), *([model, *row] for model, row in rows.items())]
+    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+
+
+def _families_cell(cases: list[dict[str, Any]]) -> str:
+    """Variants that got equally far share a mark; those that did not get all the way are named."""
+    marks: dict[str, list[str]] = {}
+    for case in cases:
+        steps = "".join(
+            mark for mark, key in (("C", "converted"), ("V", "verified"), ("E", "computed")) if case[key]
+        )
+        marks.setdefault("refused" if case["refused"] else steps or "fails", []).append(case["format"])
+    return "; ".join(
+        f"CVE ({len(names)})" if mark == "CVE" else f"{mark}: {', '.join(names)}"
+        for mark, names in marks.items()
+    )
+
+
 def _section(machine: dict[str, Any], what: str, head: list[str], rows: list[list[str]]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {machine['threads']} threads, {machine['isa']}, "
@@ -124,7 +173,11 @@ def _percent(value: float, limit: float) -> str:
     return f"{100 * value / limit:.0f} %"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"convert": _convert, "engine": _engine}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "convert": _convert,
+    "engine": _engine,
+    "families": _families,
+}
 
 if __name__ == "__main__":
     main()

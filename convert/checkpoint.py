@@ -1,13 +1,14 @@
-"""A read-only view of a safetensors checkpoint in a local directory.
+"""A read-only view of a safetensors checkpoint: a local directory, or one whose shards come and go.
 
-Invariant: once a Checkpoint exists, every shard is there, whole, and agrees with the index, so that nothing
-is written for a download that is still incomplete. Tensors are read at their offsets (pread, no mapping), so
+Invariant: once a Checkpoint exists, the header of every shard is known, valid, and agrees with the index, so
+that nothing is written for a checkpoint that is incomplete. A shard is local and whole, or it is absent:
+then its tensors cannot be read until `attach`. Tensors are read at their offsets (pread, no mapping), so
 memory holds only what was asked for; pickles are never opened.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,30 +41,53 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the checkpoint and what tells a changed one from the same one."""
+    """One file of the checkpoint and what tells a changed one from the same one.
+
+    version: the Hub's checksum of the contents, or a local file's time of change.
+    """
 
     name: str
     nbytes: int
-    mtime_ns: int
+    version: str
     header_crc32c: int
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A shard of a checkpoint on the Hub.
+
+    path: the shard itself, or, where `absent`, a sparse file of its length that holds nothing but its header.
+    """
+
+    path: Path
+    version: str
+    absent: bool
 
 
 class Checkpoint:
     """An opened and validated checkpoint; safe to read from several threads."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open and validate. Raises CheckpointError with the first thing that is wrong."""
+    def __init__(self, directory: Path, remote: Mapping[str, RemoteShard] | None = None) -> None:
+        """Open and validate. Raises CheckpointError with the first thing that is wrong.
+
+        remote: where shards lie that `directory` does not hold, by name.
+        """
         self.directory = directory
         self.config: Mapping[str, Any] = _read_json(directory / "config.json")
         self.shards: list[Shard] = []
         self.tensors: dict[str, Tensor] = {}
+        self._remote = remote or {}
         self._fds: dict[str, int] = {}
-        weight_map = _weight_map(directory)
+        weight_map = _weight_map(directory, {path.name for path in directory.iterdir()} | set(self._remote))
         with ExitStack() as stack:
+            stack.callback(self._close)
             for name in sorted(set(weight_map.values())):
-                self._open_shard(name, stack)
+                self._open_shard(name)
             self._check_index(weight_map)
             self._files = stack.pop_all()
+        for name, shard in self._remote.items():
+            if shard.absent:
+                self.detach(name)
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -73,6 +97,26 @@ class Checkpoint:
     ) -> None:
         self._files.close()
 
+    def is_absent(self, shard: str) -> bool:
+        """Whether the shard must be attached before its tensors can be read."""
+        return shard not in self._fds
+
+    def attach(self, shard: str, path: Path) -> None:
+        """Read an absent shard's tensors from `path`. Raises CheckpointError if it has other tensors."""
+        known = next(known for known in self.shards if known.name == shard)
+        fd = os.open(path, os.O_RDONLY)
+        header_bytes = int.from_bytes(os.pread(fd, 8, 0), "little")
+        same = os.fstat(fd).st_size == known.nbytes and header_bytes <= known.nbytes
+        if not same or crc32c(os.pread(fd, header_bytes, 8)) != known.header_crc32c:
+            os.close(fd)
+            msg = f"{path}: not the shard that was announced; remove it and run the same command again"
+            raise CheckpointError(msg)
+        self._fds[shard] = fd
+
+    def detach(self, shard: str) -> None:
+        """Let go of a shard's file; the shard is absent until it is attached again."""
+        os.close(self._fds.pop(shard))
+
     def read(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
         """The tensor's bytes."""
         data = np.empty(tensor.nbytes, np.uint8)
@@ -81,7 +125,13 @@ class Checkpoint:
 
     def read_into(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from `start`. Raises CheckpointError if it has shrunk."""
-        fd = self._fds[tensor.shard]
+        fd = self._fds.get(tensor.shard)
+        if fd is None:
+            msg = (
+                f"{self.directory / tensor.shard}: {tensor.name} is needed at a time when its shard is not "
+                "on the disk; convert without --stream"
+            )
+            raise CheckpointError(msg)
         done = 0
         while done < len(buffer):
             try:
@@ -95,19 +145,24 @@ class Checkpoint:
                 raise CheckpointError(msg)
             done += count
 
-    def _open_shard(self, name: str, stack: ExitStack) -> None:
+    def _close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def _open_shard(self, name: str) -> None:
+        remote = self._remote.get(name)
         path = self.directory / name
+        held = remote.path if remote else path
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = os.open(held, os.O_RDONLY)
         except FileNotFoundError:
             msg = f"{path}: missing, but {INDEX_NAME} names it; download the checkpoint again"
             raise CheckpointError(msg) from None
-        stack.callback(os.close, fd)
         self._fds[name] = fd
         stat = os.fstat(fd)
         try:
             # The library checks the header against its limits and its offsets against the file's length.
-            with safe_open(path, framework="numpy"):
+            with safe_open(held, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             msg = (
@@ -117,7 +172,8 @@ class Checkpoint:
             raise CheckpointError(msg) from error
         header_bytes = int.from_bytes(os.pread(fd, 8, 0), "little")
         header = os.pread(fd, header_bytes, 8)
-        self.shards.append(Shard(name, stat.st_size, stat.st_mtime_ns, crc32c(header)))
+        version = remote.version if remote else str(stat.st_mtime_ns)
+        self.shards.append(Shard(name, stat.st_size, version, crc32c(header)))
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         for tensor_name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
@@ -162,7 +218,15 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _weight_map(directory: Path) -> Mapping[str, str]:
+def shard_names(directory: Path, available: Collection[str]) -> list[str]:
+    """The shards of the checkpoint in `directory`, of which the `available` files exist somewhere.
+
+    Raises CheckpointError if there are none.
+    """
+    return sorted(set(_weight_map(directory, available).values()))
+
+
+def _weight_map(directory: Path, available: Collection[str]) -> Mapping[str, str]:
     """Tensor name -> shard; a checkpoint of one file has no index, hence one nameless entry."""
     index = directory / INDEX_NAME
     if index.exists():
@@ -175,12 +239,12 @@ def _weight_map(directory: Path) -> Mapping[str, str]:
                 msg = f"{index}: {shard!r} is not a file name"
                 raise CheckpointError(msg)
         return weight_map
-    if (directory / SINGLE_NAME).exists():
+    if SINGLE_NAME in available:
         return {"": SINGLE_NAME}
-    if any(directory.glob("*.safetensors")):
+    if any(name.endswith(".safetensors") for name in available):
         msg = f"{directory}: has safetensors shards but no {INDEX_NAME}; download the checkpoint again"
         raise CheckpointError(msg)
-    if any(path.suffix in _PICKLE_SUFFIXES for path in directory.iterdir()):
+    if any(name.endswith(_PICKLE_SUFFIXES) for name in available):
         msg = (
             f"{directory}: has only pickled weights, which can run code when loaded and are never opened; "
             "save the model as safetensors first"

@@ -8,16 +8,17 @@ import os
 import re
 import sys
 import traceback
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from lsg import CheckpointError, LsgError
-from lsg.convert import console, targets
+from lsg import CheckpointError, LsgError, manifest
+from lsg.convert import console, targets, workdir
 from lsg.convert.job import Options, Summary, convert
-from lsg.convert.workdir import partial_of
+from lsg.convert.origin import LocalOrigin, Origin
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -29,8 +30,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
     "--experts",
     type=click.Choice(targets.NAMES),
     required=True,
-    help="How to store the routed experts. int4: 4 bits and a bf16 scale for every 32 weights, 4.5 bits a "
-    "weight. bf16, fp16: 16 bits; without any loss when the checkpoint has the same type.",
+    help="How to store the routed experts. keep: exactly as the checkpoint has them. int4: 4 bits and a bf16 "
+    "scale for every 32 weights, 4.5 bits a weight. int8: likewise, 8.5 bits. fp8: e4m3, 8 bits. "
+    "mxfp4, nvfp4: 4-bit floats, 4.25 and 4.5 bits. bf16, fp16: 16 bits. Experts that have the chosen type "
+    "already, with any groups, are kept without loss; experts of 4 bits only become bf16 or fp16.",
 )
 @click.option(
     "--search/--no-search",
@@ -45,6 +48,16 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
     show_default="all cores",
     help="Experts converted at the same time; each takes a few times its size of memory.",
 )
+@click.option("--revision", help="Hub id: the branch, tag or commit to convert; by default the main branch.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Hub id: download a shard, convert it, delete it, go on with the next, so that the disk never "
+    "holds both models.",
+)
+@click.option(
+    "--push-to-hub", metavar="ID", help="Upload OUT to this repository on the Hub when it is complete."
+)
 @click.option("--restart", is_flag=True, help="Throw away what an interrupted run has left in OUT.partial.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print progress and the result as JSON, one object a line."
@@ -57,56 +70,94 @@ def main(
     experts: str,
     search: bool,
     threads: int,
+    revision: str | None,
+    stream: bool,
+    push_to_hub: str | None,
     restart: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Repack the mixture-of-experts checkpoint in directory SRC into OUT, for lsg-serve.
+    """Repack the mixture-of-experts checkpoint SRC into OUT, for lsg-serve.
 
-    SRC holds safetensors as published on Hugging Face. OUT becomes a model directory with the same
-    configuration and tokenizer, the routed experts in the files that the engine maps, and all other weights
-    unchanged.
+    SRC is a directory with safetensors as published on Hugging Face, or a Hub id, which is downloaded into
+    the Hub's cache. OUT becomes a model directory with the same configuration and tokenizer, the routed
+    experts in the files that the engine maps, and all other weights unchanged.
 
     OUT appears when it is complete. Until then the work is in OUT.partial: after an interruption the same
     command continues it.
 
     \b
-    Example:
-      lsg-convert Qwen3-30B-A3B Qwen3-30B-A3B-int4 --experts int4
+    Examples:
+      lsg-convert Qwen/Qwen3-30B-A3B Qwen3-30B-A3B-int4 --experts int4
+      lsg-convert checkpoints/mine mine-bf16 --experts bf16
     """  # noqa: D301 (\b keeps click from joining the example's lines)
     options = Options(experts=experts, search=search, threads=threads, restart=restart)
     progress = console.make_progress(as_json=as_json)
+    summary = None
     try:
-        _check_source(source)
-        summary = convert(source, out, options, progress)
+        with ExitStack() as stack:
+            if not (push_to_hub and _is_finished(out, source, options)):
+                origin = _open_origin(source, out, revision, progress, stack, stream=stream, restart=restart)
+                summary = convert(origin, out, options, progress)
+        if push_to_hub:
+            progress.say(f"uploading {out} to {push_to_hub}")
+            _push(out, push_to_hub)
     except KeyboardInterrupt:
         progress.close()
-        _fail(f"interrupted; run the same command again to continue from {partial_of(out)}", 130)
+        fail(f"interrupted; run the same command again to continue from {workdir.partial_of(out)}", 130)
     except (LsgError, OSError) as error:
         progress.close()
-        if verbose:
-            traceback.print_exc()
-        if isinstance(error, OSError):
-            _fail(f"{error.filename or out}: {error.strerror or error}", 1)
-        _fail(str(error), 1)
+        fail(error, 1, place=out, verbose=verbose)
     progress.close()
-    if as_json:
+    if summary and as_json:
         console.write_json(sys.stdout, "summary", asdict(summary))
-    else:
+    elif summary:
         click.echo(_sentence(summary))
 
 
-def _check_source(source: Path) -> None:
-    if source.is_dir():
-        return
-    if not source.exists() and _HUB_ID.fullmatch(str(source)):
-        msg = (
-            f"{source}: no such directory; if it is a Hub id, download it first: "
-            f"hf download {source} --local-dir {source.name}"
+def _open_origin(
+    source: Path,
+    out: Path,
+    revision: str | None,
+    progress: console.Progress,
+    stack: ExitStack,
+    *,
+    stream: bool,
+    restart: bool,
+) -> Origin:
+    if source.is_dir() or source.exists() or not _HUB_ID.fullmatch(str(source)):
+        if revision or stream:
+            msg = f"--revision and --stream are for models on the Hub, and {source} is not the id of one"
+            raise click.UsageError(msg)
+        if not source.is_dir():
+            msg = f"{source}: not a directory; the source must be a Hugging Face model directory or a Hub id"
+            raise CheckpointError(msg)
+        return LocalOrigin(source)
+    workdir.check_place(source, out)
+    begun = None if restart else workdir.unfinished(out)
+    same = begun is not None and (begun.model, begun.asked) == (str(source), revision)
+    # Imported here: a local directory needs no HTTP client, which takes a third of a second to import.
+    from lsg.convert import hub
+
+    return stack.enter_context(
+        hub.open_model(
+            str(source), revision, begun.revision if begun and same else None, stream=stream, say=progress.say
         )
-        raise CheckpointError(msg)
-    msg = f"{source}: not a directory; the source must be a Hugging Face model directory"
-    raise CheckpointError(msg)
+    )
+
+
+def _is_finished(out: Path, source: Path, options: Options) -> bool:
+    """Whether OUT is what this command would make, so that only the upload is left."""
+    if not manifest.path_in(out).exists():
+        return False
+    found = manifest.load(out)
+    return found.options == options.shaping and found.source.model in (str(source), source.resolve().name)
+
+
+def _push(out: Path, hub_id: str) -> None:
+    from lsg.convert import hub
+
+    click.echo(hub.push(out, hub_id))
 
 
 def _sentence(summary: Summary) -> str:
@@ -119,6 +170,23 @@ def _sentence(summary: Summary) -> str:
     )
 
 
-def _fail(sentence: str, code: int) -> NoReturn:
-    click.secho(f"lsg-convert: {' '.join(sentence.splitlines())}", fg="red", err=True)
+def fail(
+    error: Exception | str,
+    code: int,
+    *,
+    command: str = "lsg-convert",
+    place: Path | None = None,
+    verbose: bool = False,
+) -> NoReturn:
+    """Say what went wrong in one red line, and exit."""
+    if verbose:
+        traceback.print_exc()
+    sentence = str(error)
+    if isinstance(error, OSError):
+        sentence = f"{error.filename or place}: {error.strerror or error}"
+    click.secho(f"{command}: {' '.join(sentence.splitlines())}", fg="red", err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

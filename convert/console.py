@@ -21,17 +21,20 @@ _JSON_SECONDS: Final = 1.0
 
 
 class Progress(Protocol):
-    """Told of the work as it is done, always by one thread. Bytes are bytes of the source."""
+    """Told of the work as it is done, by one thread at a time. Bytes are bytes of the source."""
 
     @property
     def advanced_bytes(self) -> int:
         """Bytes done since `begin`."""
 
-    def begin(self, total_bytes: int, kept_bytes: int) -> None:
+    def begin(self, total_bytes: int, kept_bytes: int, work: str = "converting") -> None:
         """Work starts; an earlier run did `kept_bytes` of it."""
 
     def advance(self, nbytes: int) -> None:
         """That much more is done."""
+
+    def say(self, sentence: str) -> None:
+        """Something worth knowing that is not progress."""
 
     def close(self) -> None:
         """No more will be told; whatever is on the screen stays."""
@@ -41,12 +44,15 @@ class _Counter:
     """The counting that every Progress does."""
 
     def __init__(self) -> None:
+        self.work = ""
         self.advanced_bytes = 0
         self.total_bytes = 0
         self.kept_bytes = 0
         self.began = time.monotonic()
 
-    def begin(self, total_bytes: int, kept_bytes: int) -> None:
+    def begin(self, total_bytes: int, kept_bytes: int, work: str = "converting") -> None:
+        self.work = work
+        self.advanced_bytes = 0
         self.total_bytes = total_bytes
         self.kept_bytes = kept_bytes
         self.began = time.monotonic()
@@ -84,18 +90,23 @@ class BarProgress(_Counter):
             TimeRemainingColumn(),
             console=Console(file=stream),
         )
-        self._task = self._bar.add_task("converting", total=None)
+        self._task = self._bar.add_task("", total=None)
 
-    def begin(self, total_bytes: int, kept_bytes: int) -> None:
+    def begin(self, total_bytes: int, kept_bytes: int, work: str = "converting") -> None:
         """Show the bar."""
-        super().begin(total_bytes, kept_bytes)
-        self._bar.update(self._task, total=total_bytes, completed=kept_bytes)
+        super().begin(total_bytes, kept_bytes, work)
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(work, total=total_bytes, completed=kept_bytes)
         self._bar.start()
 
     def advance(self, nbytes: int) -> None:
         """Move the bar."""
         super().advance(nbytes)
         self._bar.advance(self._task, nbytes)
+
+    def say(self, sentence: str) -> None:
+        """Write it above the bar."""
+        self._bar.console.print(sentence, markup=False, highlight=False)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -110,11 +121,11 @@ class PlainProgress(_Counter):
         self._stream = stream
         self._next = 0.0
 
-    def begin(self, total_bytes: int, kept_bytes: int) -> None:
+    def begin(self, total_bytes: int, kept_bytes: int, work: str = "converting") -> None:
         """Say what there is to do."""
-        super().begin(total_bytes, kept_bytes)
+        super().begin(total_bytes, kept_bytes, work)
         kept = f", {size_text(kept_bytes)} of it done by an earlier run" if kept_bytes else ""
-        self._stream.write(f"converting {size_text(total_bytes)}{kept}\n")
+        self._stream.write(f"{work} {size_text(total_bytes)}{kept}\n")
         self._stream.flush()
         self._next = self.began + _PLAIN_SECONDS
 
@@ -130,6 +141,11 @@ class PlainProgress(_Counter):
             )
             self._stream.flush()
 
+    def say(self, sentence: str) -> None:
+        """A line of its own."""
+        self._stream.write(sentence + "\n")
+        self._stream.flush()
+
 
 class JsonProgress(_Counter):
     """One JSON object a line, for programs."""
@@ -139,9 +155,9 @@ class JsonProgress(_Counter):
         self._stream = stream
         self._next = 0.0
 
-    def begin(self, total_bytes: int, kept_bytes: int) -> None:
+    def begin(self, total_bytes: int, kept_bytes: int, work: str = "converting") -> None:
         """Write the first object."""
-        super().begin(total_bytes, kept_bytes)
+        super().begin(total_bytes, kept_bytes, work)
         self._write()
 
     def advance(self, nbytes: int) -> None:
@@ -150,9 +166,13 @@ class JsonProgress(_Counter):
         if time.monotonic() >= self._next:
             self._write()
 
+    def say(self, sentence: str) -> None:
+        """An object of its own."""
+        write_json(self._stream, "note", {"text": sentence})
+
     def _write(self) -> None:
         self._next = time.monotonic() + _JSON_SECONDS
-        write_json(self._stream, "progress", self.state())
+        write_json(self._stream, "progress", {"work": self.work} | self.state())
 
 
 def size_text(nbytes: float) -> str:

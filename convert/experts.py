@@ -4,17 +4,18 @@ Invariant: memory holds at most one expert per thread; what waits in the queue i
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Final
 
-from lsg import CheckpointError
-from lsg._core import Matrix, PanelFormat, crc32c, pack_expert
+from lsg import CheckpointError, LsgError
+from lsg._core import Matrix, PanelFormat, crc32c, pack_expert, pack_table
 from lsg.convert.journal import Journal, SlabDone
-from lsg.convert.schedule import LayerPlan, Plan
+from lsg.convert.schedule import LayerPlan
 from lsg.convert.sources import Source
 from lsg.convert.targets import Converted, Target
+from lsg.convert.targets.values import require_finite
 from lsg.convert.writer import LayerWriter
 
 Slabs = dict[tuple[int, int], SlabDone]
@@ -25,23 +26,35 @@ COMMIT_SECONDS: Final = 2.0
 _QUEUE: Final = 1024
 
 
+class UnsuitableError(CheckpointError):
+    """The target cannot store these values: no repaired checkpoint, only another target, would help."""
+
+
+class DamagedError(CheckpointError):
+    """An expert's numbers are none; `slab` is its (layer, expert)."""
+
+    def __init__(self, message: str, slab: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.slab = slab
+
+
 def convert_experts(
     source: Source,
     target: Target,
-    plan: Plan,
+    todo: Iterable[tuple[LayerPlan, int]],
     writers: Mapping[int, LayerWriter],
     journal: Journal,
-    kept: Slabs,
     threads: int,
     advance: Callable[[int], None],
 ) -> Slabs:
-    """Convert every expert that is not among `kept`; all slabs, by (layer, expert), once they are durable.
+    """Convert these experts; their slabs, by (layer, expert), once they are durable.
 
-    After Ctrl-C it lets the running experts finish and journals them. Raises CheckpointError, OSError.
+    After Ctrl-C, or when the source proves bad, it lets the running experts finish and journals them. Raises
+    CheckpointError (UnsuitableError: the target is to blame; DamagedError: the numbers are), OSError.
     """
-    slabs = dict(kept)
+    slabs: Slabs = {}
     committer = _Committer(writers, journal)
-    expert_bytes = {layer.source.index: layer.source.expert_bytes for layer in plan.layers}
+    expert_bytes: dict[int, int] = {}
     finished: SimpleQueue[Future[SlabDone]] = SimpleQueue()
     running = 0
 
@@ -53,7 +66,8 @@ def convert_experts(
 
     with ThreadPoolExecutor(threads, thread_name_prefix="expert") as pool:
         try:
-            for layer, expert in _remaining(plan, kept):
+            for layer, expert in todo:
+                expert_bytes[layer.source.index] = layer.source.expert_bytes
                 if running == _QUEUE:
                     collect(finished.get())
                     running -= 1
@@ -64,7 +78,7 @@ def convert_experts(
                 running += 1
             for _ in range(running):
                 collect(finished.get())
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, LsgError):
             pool.shutdown(cancel_futures=True)
             while not finished.empty():
                 future = finished.get()
@@ -102,30 +116,31 @@ class _Committer:
         self._last = time.monotonic()
 
 
-def _remaining(plan: Plan, kept: Slabs) -> Iterator[tuple[LayerPlan, int]]:
-    for layer in plan.layers:
-        for expert in range(layer.source.num_experts):
-            if (layer.source.index, expert) not in kept:
-                yield layer, expert
-
-
 def _convert_expert(
     source: Source, target: Target, layer: LayerPlan, writer: LayerWriter, expert: int
 ) -> SlabDone:
     found = source.read(layer.source, expert)
 
     def convert(name: str, matrix: Matrix, panel: PanelFormat) -> Converted:
+        where = f"{layer.source.prefix}.{expert}.{name}_proj"
         try:
             return target.convert(matrix, panel)
         except CheckpointError as error:
-            msg = f"{layer.source.prefix}.{expert}.{name}_proj: {error}"
-            raise CheckpointError(msg) from error
+            try:
+                require_finite(matrix, panel)
+            except CheckpointError:
+                msg = f"{where}: {error}"
+                raise DamagedError(msg, (layer.source.index, expert)) from error
+            msg = f"{where}: {error}"
+            raise UnsuitableError(msg) from error
 
     gate = None if found.gate is None else convert("gate", found.gate, layer.source.gate_up)
     up = convert("up", found.up, layer.source.gate_up)
     down = convert("down", found.down, layer.source.down)
-    records = pack_expert(layer.spec, gate.matrix if gate else None, up.matrix, down.matrix)
+    matrices = gate.matrix if gate else None, up.matrix, down.matrix
+    records = pack_expert(layer.spec, *matrices)
     writer.write_slab(expert, records)
+    writer.write_table(pack_table(layer.spec, expert, *matrices))
     return SlabDone(
         layer=layer.source.index,
         expert=expert,

@@ -1,13 +1,13 @@
 """One conversion from start to finish.
 
 Invariant: everything that can be wrong with the headers of the source, the options or the disk is found
-before the first byte is written; after that, a finished slab is kept unless the source itself proves bad.
+before the first byte is written and before any weight is downloaded; after that, a finished slab is kept as
+long as the shards that it came from are the same.
 """
 
 import errno
-import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,17 @@ from typing import Final
 
 import lsg
 from lsg import CheckpointError, manifest
-from lsg._core import LayerFile, crc32c
-from lsg.convert import resident, schedule, workdir
+from lsg._core import crc32c
+from lsg.convert import resident, schedule, steps, workdir
+from lsg.convert.catalogue import layer_entry
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.console import Progress
-from lsg.convert.experts import Slabs, convert_experts
+from lsg.convert.experts import DamagedError, Slabs, UnsuitableError, convert_experts
 from lsg.convert.geometry import MoeGeometry
-from lsg.convert.journal import Identity, ResidentDone, ShardIdentity, SlabDone
+from lsg.convert.journal import Entry, Identity, ResidentDone, ShardIdentity, SlabDone
+from lsg.convert.origin import LocalOrigin, Origin
 from lsg.convert.sources import Source, find_experts
-from lsg.convert.targets import Target, make_target
+from lsg.convert.targets import SEARCHING, Target, make_target
 from lsg.convert.writer import LayerWriter, surviving_slabs
 
 CREATED_BY: Final = f"lsg-convert {lsg.__version__}"
@@ -43,7 +45,7 @@ class Options:
     @property
     def shaping(self) -> dict[str, str | int | bool]:
         """Those that shape the bytes, as they go into the manifest."""
-        return {"experts": self.experts} | ({"search": self.search} if self.experts == "int4" else {})
+        return {"experts": self.experts} | ({"search": self.search} if self.experts in SEARCHING else {})
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Summary:
 class _Job:
     """The parts of one conversion, wired together."""
 
-    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+    def __init__(self, origin: Origin, checkpoint: Checkpoint, options: Options) -> None:
+        self.origin = origin
         self.checkpoint = checkpoint
         self.options = options
         config = checkpoint.directory / "config.json"
@@ -74,47 +77,67 @@ class _Job:
         self.source: Source = find_experts(checkpoint, self.geometry)
         self.target: Target = make_target(options.experts, search=options.search)
         self.plan = schedule.make_plan(self.source, self.target, checkpoint.tensors.values())
+        self.needs = steps.find_needs(self.plan, self.source.tensor_names, checkpoint.tensors)
         self.small_files = resident.small_files(checkpoint.directory)
         self.identity = Identity(
             created_by=CREATED_BY,
             options=options.shaping,
+            model=origin.hub_id,
+            asked=origin.asked,
+            revision=origin.revision,
             config_crc32c=crc32c(config.read_bytes()),
-            shards=[ShardIdentity(s.name, s.nbytes, s.mtime_ns, s.header_crc32c) for s in checkpoint.shards],
+            shards=[ShardIdentity(s.name, s.nbytes, s.version, s.header_crc32c) for s in checkpoint.shards],
         )
 
     @property
     def out_bytes(self) -> int:
         return self.plan.expert_file_bytes + self.plan.resident_bytes
 
+    @property
+    def needed_bytes(self) -> int:
+        """What the output's disk must hold at the worst moment."""
+        if not self.origin.stream:
+            return self.out_bytes
+        absent = {s.name: s.nbytes for s in self.checkpoint.shards if self.checkpoint.is_absent(s.name)}
+        return self.out_bytes + steps.peak_bytes(steps.shard_by_shard(self.needs), absent)
+
     def run(self, work: workdir.WorkDirectory, progress: Progress) -> tuple[Slabs, Slabs]:
         """Write everything but the manifest; all slabs, and those that an earlier run had finished."""
         experts_dir = work.model / manifest.DIRECTORY
         experts_dir.mkdir(exist_ok=True)
+        layers = {layer.source.index: layer for layer in self.plan.layers}
+        files = {file.name: file for file in self.plan.resident}
         with ExitStack() as stack:
             writers = {
-                layer.source.index: LayerWriter(
-                    experts_dir / manifest.layer_file_name(layer.source.index), layer.spec, stack
-                )
-                for layer in self.plan.layers
+                index: LayerWriter(experts_dir / manifest.layer_file_name(index), layer.spec, stack)
+                for index, layer in layers.items()
             }
-            journaled = [entry for entry in work.journal.entries if isinstance(entry, SlabDone)]
-            kept = surviving_slabs(writers, journaled, _REREAD_BYTES)
-            kept_files = self._kept_files(work)
-            progress.begin(self.plan.source_bytes, self._kept_bytes(kept, kept_files))
-            slabs = convert_experts(
-                self.source,
-                self.target,
-                self.plan,
-                writers,
-                work.journal,
-                kept,
-                self.options.threads,
-                progress.advance,
-            )
-        for file in self.plan.resident:
-            if file.name not in kept_files:
-                nbytes = resident.write_resident(self.checkpoint, file, work.model, progress.advance)
-                work.journal.append([ResidentDone(file.name, nbytes)])
+            journaled = work.journal.current(self._shards_of)
+            kept = surviving_slabs(writers, [e for e in journaled if isinstance(e, SlabDone)], _REREAD_BYTES)
+            kept_parts = self._kept_parts(journaled, work)
+            slabs = dict(kept)
+            left = self.needs.without(kept, kept_parts)
+            order = steps.shard_by_shard(left) if self.origin.stream else steps.all_at_once(left)
+            if not self.origin.stream:
+                self._attach(order[0].fetch, work, progress)
+            progress.begin(self.plan.source_bytes, self._kept_bytes(kept, kept_parts))
+            for step in order:
+                self._attach(step.fetch, work, progress)
+                slabs |= convert_experts(
+                    self.source,
+                    self.target,
+                    [(layers[layer], expert) for layer, expert in step.slabs],
+                    writers,
+                    work.journal,
+                    self.options.threads,
+                    progress.advance,
+                )
+                for name, shard in step.parts:
+                    resident.write_part(self.checkpoint, files[name], shard, work.model, progress.advance)
+                    work.journal.append([ResidentDone(name, shard)])
+                for shard in step.release:
+                    self.checkpoint.detach(shard)
+                    self.origin.release(shard, work.download)
         resident.write_index(self.plan.resident, work.model)
         resident.copy_small_files(self.checkpoint.directory, self.small_files, work.model)
         return slabs, kept
@@ -127,55 +150,82 @@ class _Job:
             endianness="little",
             created_by=CREATED_BY,
             source=manifest.Source(
-                model=self.checkpoint.directory.resolve().name, revision=None, format=self.source.format
+                model=self.origin.name, revision=self.origin.revision, format=self.source.format
             ),
             options=self.options.shaping,
             architecture=self.geometry.architecture,
             model_type=self.geometry.model_type,
             top_k=self.geometry.top_k,
             activation=self.geometry.activation,
-            layers=[_layer_entry(layer, slabs, directory) for layer in self.plan.layers],
+            layers=[layer_entry(layer, slabs, directory) for layer in self.plan.layers],
         )
 
-    def _kept_files(self, work: workdir.WorkDirectory) -> set[str]:
-        done = (entry for entry in work.journal.entries if isinstance(entry, ResidentDone))
-        return {
-            entry.name
-            for entry in done
-            if (work.model / entry.name).is_file()
-            and (work.model / entry.name).stat().st_size == entry.nbytes
+    def _attach(self, shards: Sequence[str], work: workdir.WorkDirectory, progress: Progress) -> None:
+        absent = [shard for shard in shards if self.checkpoint.is_absent(shard)]
+        if absent:
+            for shard, path in self.origin.fetch(absent, work.download, progress).items():
+                self.checkpoint.attach(shard, path)
+
+    def _shards_of(self, entry: Entry) -> Iterable[str]:
+        if isinstance(entry, SlabDone):
+            return self.needs.slabs.get((entry.layer, entry.expert), ())
+        return (entry.shard,)
+
+    def _kept_parts(self, journaled: Iterable[Entry], work: workdir.WorkDirectory) -> set[steps.Part]:
+        """Parts of files that are there as they were; one that is not is written anew from the start."""
+        whole = {
+            file.name
+            for file in self.plan.resident
+            if (work.model / file.name).is_file()
+            and (work.model / file.name).stat().st_size == resident.file_bytes(file)
         }
+        done = (entry for entry in journaled if isinstance(entry, ResidentDone))
+        return {(entry.name, entry.shard) for entry in done if entry.name in whole}
 
-    def _kept_bytes(self, slabs: Iterable[tuple[int, int]], files: set[str]) -> int:
+    def _kept_bytes(self, slabs: Iterable[steps.Slab], parts: Collection[steps.Part]) -> int:
         expert_bytes = {layer.source.index: layer.source.expert_bytes for layer in self.plan.layers}
-        tensors = (t for file in self.plan.resident if file.name in files for t in file.tensors)
-        return sum(expert_bytes[layer] for layer, _ in slabs) + sum(tensor.nbytes for tensor in tensors)
+        resident_bytes = sum(
+            tensor.nbytes
+            for file in self.plan.resident
+            for tensor in file.tensors
+            if (file.name, tensor.shard) in parts
+        )
+        return sum(expert_bytes[layer] for layer, _ in slabs) + resident_bytes
 
 
-def convert(source_dir: Path, out: Path, options: Options, progress: Progress) -> Summary:
-    """Repack `source_dir` into `out`, continuing an interrupted run. Raises LsgError, OSError."""
+def convert(source: Path | Origin, out: Path, options: Options, progress: Progress) -> Summary:
+    """Repack `source` into `out`, continuing an interrupted run. Raises LsgError, OSError."""
     began = time.monotonic()
-    workdir.check_place(source_dir, out)
-    if manifest.path_in(source_dir).exists():
-        msg = f"{source_dir}: already a repacked model directory; convert the checkpoint it was made from"
+    origin = LocalOrigin(source) if isinstance(source, Path) else source
+    workdir.check_place(origin.directory, out)
+    if manifest.path_in(origin.directory).exists():
+        msg = (
+            f"{origin.directory}: already a repacked model directory; convert the checkpoint it was made from"
+        )
         raise CheckpointError(msg)
-    with Checkpoint(source_dir) as checkpoint:
-        job = _Job(checkpoint, options)
-        workdir.check_room(out, job.out_bytes)
+    with Checkpoint(origin.directory, origin.remote) as checkpoint:
+        job = _Job(origin, checkpoint, options)
+        workdir.check_room(out, job.needed_bytes)
         with workdir.open_work(out, job.identity, restart=options.restart) as work:
             try:
                 slabs, kept = job.run(work, progress)
                 catalogue = job.catalogue(slabs, work.model)
                 manifest.path_in(work.model).write_bytes(manifest.dumps(catalogue))
                 work.publish()
-            except CheckpointError:
-                # The source itself is bad: a repaired one is another source, which cannot continue this work.
-                work.discard()
-                raise
+            except CheckpointError as error:
+                if isinstance(error, DamagedError):
+                    shards = ", ".join(sorted(job.needs.slabs[error.slab]))
+                    error = CheckpointError(f"{origin.directory / shards}: {error}")
+                done = sum(isinstance(entry, SlabDone) for entry in work.journal.entries)
+                if isinstance(error, UnsuitableError) or not done:
+                    work.discard()
+                    raise error
+                msg = f"{error}; what is done is kept: run the same command again after that to continue"
+                raise CheckpointError(msg) from error
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise workdir.disk_full(work, job.out_bytes) from error
+                raise workdir.disk_full(work, job.needed_bytes) from error
     errors = [layer.error for layer in catalogue.layers if layer.error]
     return Summary(
         out=str(out),
@@ -190,44 +240,3 @@ def convert(source_dir: Path, out: Path, options: Options, progress: Progress) -
         seconds=time.monotonic() - began,
         worst_error=max((max(e.gate or 0.0, e.up, e.down) for e in errors), default=None),
     )
-
-
-def _layer_entry(layer: schedule.LayerPlan, slabs: Slabs, directory: Path) -> manifest.Layer:
-    spec = layer.spec
-    name = manifest.layer_file_name(spec.layer_index)
-    file = LayerFile(str(directory / manifest.DIRECTORY / name))
-    done = [slabs[spec.layer_index, expert] for expert in range(spec.num_experts)]
-    return manifest.Layer(
-        index=spec.layer_index,
-        prefix=layer.source.prefix,
-        file=name,
-        file_bytes=spec.file_bytes,
-        num_experts=spec.num_experts,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        unit_rows=spec.unit_rows,
-        gated=spec.gated,
-        gate_up=manifest.Panel.of(spec.gate_up),
-        down=manifest.Panel.of(spec.down),
-        header_crc32c=file.header_crc32c,
-        table_crc32c=file.table_crc32c(),
-        slab_crc32c=[slab.crc32c for slab in done],
-        error=_layer_error(done),
-    )
-
-
-def _layer_error(slabs: list[SlabDone]) -> manifest.QuantizationError | None:
-    """Relative squared errors over the layer's experts, in their order; None if no value changed."""
-    gate, up, down = (
-        _relative([error for slab in slabs if (error := slab.errors[projection])]) for projection in range(3)
-    )
-    if up is None or down is None:
-        return None
-    return manifest.QuantizationError(gate=gate, up=up, down=down)
-
-
-def _relative(sums: list[tuple[float, float]]) -> float | None:
-    if not sums:
-        return None
-    norm = math.fsum(norm for _, norm in sums)
-    return math.fsum(error for error, _ in sums) / norm if norm else 0.0

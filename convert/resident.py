@@ -23,26 +23,32 @@ _COPIED_SUFFIXES: Final = frozenset(
 _COPIED_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
 
 
-def write_resident(
-    checkpoint: Checkpoint, plan: ResidentPlan, directory: Path, advance: Callable[[int], None]
-) -> int:
-    """Stream a safetensors file, durable on return; its size. `advance` is told of every chunk's bytes."""
+def write_part(
+    checkpoint: Checkpoint, plan: ResidentPlan, shard: str, directory: Path, advance: Callable[[int], None]
+) -> None:
+    """Copy a shard's tensors to their places in a safetensors file, durable on return.
+
+    `advance` is told of every chunk's bytes.
+    """
     header = _header(plan)
-    total = len(header) + sum(tensor.nbytes for tensor in plan.tensors)
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     with ExitStack() as stack:
-        fd = open_preallocated(directory / plan.name, total, stack)
+        fd = open_preallocated(directory / plan.name, file_bytes(plan), stack)
         pwrite_all(fd, memoryview(header), 0)
         offset = len(header)
         for tensor in plan.tensors:
-            for start in range(0, tensor.nbytes, _CHUNK_BYTES):
+            for start in range(0, tensor.nbytes if tensor.shard == shard else 0, _CHUNK_BYTES):
                 chunk = buffer[: min(_CHUNK_BYTES, tensor.nbytes - start)]
                 checkpoint.read_into(tensor, start, chunk)
-                pwrite_all(fd, chunk, offset)
-                offset += len(chunk)
+                pwrite_all(fd, chunk, offset + start)
                 advance(len(chunk))
+            offset += tensor.nbytes
         os.fdatasync(fd)
-    return total
+
+
+def file_bytes(plan: ResidentPlan) -> int:
+    """Size of the file."""
+    return len(_header(plan)) + sum(tensor.nbytes for tensor in plan.tensors)
 
 
 def write_index(plans: Sequence[ResidentPlan], directory: Path) -> None:
@@ -55,14 +61,15 @@ def write_index(plans: Sequence[ResidentPlan], directory: Path) -> None:
 
 def small_files(source: Path) -> list[Path]:
     """Files to copy, relative to the source, sorted; weights, their index and hidden files stay behind."""
-    found = []
-    for path in source.rglob("*"):
-        relative = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        wanted = path.suffix in _COPIED_SUFFIXES or path.name in _COPIED_NAMES
-        if wanted and not hidden and not path.name.endswith(".index.json") and path.is_file():
-            found.append(relative)
-    return sorted(found)
+    found = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    return sorted(path for path in found if is_small_file(path))
+
+
+def is_small_file(path: Path) -> bool:
+    """Whether a file of a model, named relative to it, is one to copy."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    wanted = path.suffix in _COPIED_SUFFIXES or path.name in _COPIED_NAMES
+    return wanted and not hidden and not path.name.endswith(".index.json")
 
 
 def copy_small_files(source: Path, names: Sequence[Path], directory: Path) -> None:

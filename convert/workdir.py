@@ -3,6 +3,7 @@
     OUT.partial/lock       held (flock) while a process works here
     OUT.partial/journal    what is finished
     OUT.partial/model/     the future OUT
+    OUT.partial/download/  shards of the source that are needed for a while (--stream)
 
 Invariant: OUT appears by one rename, when all of it is durable; before that it does not exist.
 """
@@ -20,7 +21,8 @@ from lsg.convert import journal
 
 _LOCK: Final = "lock"
 _MODEL: Final = "model"
-_ENTRIES: Final = {_LOCK, _MODEL, journal.FILE_NAME}
+_DOWNLOAD: Final = "download"
+_ENTRIES: Final = {_LOCK, _MODEL, _DOWNLOAD, journal.FILE_NAME}
 
 
 class WorkDirectory:
@@ -30,6 +32,7 @@ class WorkDirectory:
         self.out = out
         self.partial = partial
         self.model = partial / _MODEL
+        self.download = partial / _DOWNLOAD
         self.journal = book
 
     def publish(self) -> None:
@@ -58,8 +61,9 @@ def open_work(out: Path, identity: journal.Identity, *, restart: bool) -> Iterat
         _refuse_existing(out)
         if restart:
             (partial / journal.FILE_NAME).unlink(missing_ok=True)
-            if (partial / _MODEL).exists():
-                shutil.rmtree(partial / _MODEL)
+            for name in (_MODEL, _DOWNLOAD):
+                if (partial / name).exists():
+                    shutil.rmtree(partial / name)
         book = journal.Journal(partial / journal.FILE_NAME, identity)
         stack.callback(book.close)
         difference = book.found.difference(identity) if book.found else ""
@@ -70,6 +74,7 @@ def open_work(out: Path, identity: journal.Identity, *, restart: bool) -> Iterat
             )
             raise LsgError(msg)
         (partial / _MODEL).mkdir(exist_ok=True)
+        (partial / _DOWNLOAD).mkdir(exist_ok=True)
         fsync(partial)
         yield WorkDirectory(out, partial, book)
 
@@ -77,6 +82,11 @@ def open_work(out: Path, identity: journal.Identity, *, restart: bool) -> Iterat
 def partial_of(out: Path) -> Path:
     """The work directory of an output directory: beside it, so that the last step is a rename."""
     return out.with_name(out.name + ".partial")
+
+
+def unfinished(out: Path) -> journal.Identity | None:
+    """The conversion that OUT.partial holds, if any. Raises LsgError."""
+    return journal.last_identity(partial_of(out) / journal.FILE_NAME)
 
 
 def check_place(source: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ are written; so slabs may be written by many threads and written again after a c
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class LayerWriter:
         """Write an expert's records, uint8 [num_units, record_bytes]. Safe to call from several threads."""
         for unit, record in enumerate(records):
             pwrite_all(self._fd, record.data, self.spec.record_offset(unit, expert))
+
+    def write_table(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Write an expert's share of the expert table, (offset in the file, bytes). Safe as `write_slab`."""
+        for offset, data in entries:
+            pwrite_all(self._fd, memoryview(data), offset)
 
     def slab_crc32c(self, expert: int) -> int:
         """Checksum of what the file holds for an expert."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+
 from lsg import CompatError, LsgError, __version__
 from lsg._core import select_isa
 from lsg.runtime import console, host, launch, settings
@@ -57,7 +58,7 @@ def main(
         started = launch.plan(
             directory, model, arguments, chosen, host.observe(), host.gpu_count(), dict(os.environ)
         )
-        _say(directory, model, chosen, started)
+        _say(directory, model, select_isa(chosen.isa).name.lower(), chosen.activations, started)
     except LsgError as error:
         console.error(error, with_traceback=verbose)
         raise SystemExit(1) from None
@@ -108,7 +109,7 @@ def _open(directory: Path, chosen: settings.Settings, *, check: bool) -> Repacke
 
 
 def _say(
-    directory: Path, model: RepackedModel | None, chosen: settings.Settings, started: launch.Launch
+    directory: Path, model: RepackedModel | None, isa: str, activations: str, started: launch.Launch
 ) -> None:
     command = shlex.join(started.argv)
     if model is None:
@@ -131,13 +132,13 @@ def _say(
             ),
             (
                 "engine",
-                f"{processes} of {started.threads} threads, {select_isa(chosen.isa).name.lower()}, "
-                f"{chosen.activations} activations; OMP_NUM_THREADS={started.environ['OMP_NUM_THREADS']}",
+                f"{processes} of {started.threads} threads, {isa}, "
+                f"{activations} activations; OMP_NUM_THREADS={started.environ['OMP_NUM_THREADS']}",
             ),
             (
                 "memory",
                 f"{console.size(started.needed_bytes)} for weights of "
-                f"{console.size(host.observe().memory_available_bytes)} available",
+                f"{console.size(started.available_bytes)} available",
             ),
             ("command", command),
         ]
@@ -146,3 +147,7 @@ def _say(
 
 def _become(started: launch.Launch) -> NoReturn:
     os.execve(started.argv[0], started.argv, started.environ)
+
+
+if __name__ == "__main__":
+    main()

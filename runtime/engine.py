@@ -9,6 +9,7 @@ import time
 from typing import Final
 
 import torch
+
 from lsg import CompatError, LsgError, _core
 from lsg.manifest import ActivationSpec
 from lsg.runtime.host import Host

@@ -4,6 +4,7 @@ Invariant: only what the kernel reports under /sys and /proc, cut down to the pr
 limits; a file that is missing means that the kernel sets no such limit.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Iterator
@@ -93,10 +94,18 @@ def observe(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
 
 
 def gpu_count() -> int:
-    """CUDA devices that torch can use. Imports torch, which takes seconds."""
-    import torch
+    """CUDA devices that the driver shows this process, CUDA_VISIBLE_DEVICES respected; 0 without a driver.
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    Asks the driver itself: torch would answer too, after seconds of importing.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 def parse_list(text: str) -> list[int]:

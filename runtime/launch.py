@@ -44,6 +44,7 @@ class Launch:
     processes: int
     on_cpu: bool
     needed_bytes: int
+    available_bytes: int
 
 
 def option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
@@ -103,7 +104,7 @@ def plan(
         *added,
         *arguments,
     ]
-    return Launch(argv, child, threads, processes, on_cpu, needed)
+    return Launch(argv, child, threads, processes, on_cpu, needed, host.memory_available_bytes)
 
 
 def _processes(arguments: Sequence[str]) -> int:

@@ -21,13 +21,28 @@ void Routing::Build(const int32_t* topk_ids, const float* topk_weights, int num_
   }
   experts.clear();
   for (int e = 0; e < num_experts; ++e) {
-    if (starts_[e + 1] > 0) experts.push_back({e, starts_[e], starts_[e] + starts_[e + 1]});
+    if (starts_[e + 1] > 0) experts.push_back({e, starts_[e], starts_[e]});
     starts_[e + 1] += starts_[e];
   }
   tokens.resize(starts_[num_experts]);
   for (int64_t i = 0; i < entries; ++i) {
     const int32_t id = topk_ids[i];
-    if (id >= 0) tokens[starts_[id]++] = {static_cast<int32_t>(i / top_k), topk_weights[i]};
+    if (id < 0) continue;
+    const auto token = static_cast<int32_t>(i / top_k);
+    const int32_t at = starts_[id]++;
+    tokens[at] = {token, topk_weights[i]};
+  }
+  // An expert that a token names twice counts once, with both weights: kernels write each token's
+  // row in one go.
+  for (ExpertTokens& expert : experts) {
+    expert.end = expert.begin;
+    for (int32_t at = expert.begin; at < starts_[expert.expert]; ++at) {
+      if (expert.end > expert.begin && tokens[expert.end - 1].token == tokens[at].token) {
+        tokens[expert.end - 1].weight += tokens[at].weight;
+      } else {
+        tokens[expert.end++] = tokens[at];
+      }
+    }
   }
 }
 

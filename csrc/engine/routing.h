@@ -1,6 +1,7 @@
 // Tokens by expert: the routing of one batch turned around.
 //
-// Invariant: experts rise, and an expert's tokens rise, so every sum over them has one fixed order.
+// Invariant: experts rise, and an expert's tokens strictly rise, so every sum over them has one
+// fixed order.
 #pragma once
 
 #include <cstdint>

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
+from sglang.srt.layers.moe.topk import TopKOutputChecker
+from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
+
 from lsg import CompatError
 from lsg.manifest import ActivationSpec
 from lsg.runtime import host, settings
 from lsg.runtime.engine import ExpertEngine, describe, process_engine
 from lsg.runtime.model import RepackedModel, open_model
-from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
-from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
-from sglang.srt.layers.moe.topk import TopKOutputChecker
-from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 
 # On a CPU sglang pads the intermediate size to a multiple of this for every rank, for its own kernels.
 CPU_PADDING: Final = 32

@@ -26,10 +26,10 @@ def quoted_lines() -> list[str]:
 
 
 def quoted_commands() -> list[list[str]]:
-    """The quoted lsg-... command lines as words, without variables in front and pipes behind."""
+    """The quoted lsg command lines as words, without variables in front and pipes behind."""
     found = []
     for line in quoted_lines():
-        if not re.match(r"(\w+=\S* )*lsg-", line):
+        if not re.match(r"(\w+=\S* )*lsg(-\w+)? ", line):
             continue
         words = shlex.split(re.split(r"\s[|&>]", line)[0], comments=True)
         while "=" in words[0]:
@@ -40,6 +40,13 @@ def quoted_commands() -> list[list[str]]:
 
 def parse(command: click.Command, arguments: list[str]) -> None:
     """Raise click.UsageError unless the command takes these arguments; paths need not exist."""
+    if isinstance(command, click.Group) and arguments[:1] and not arguments[0].startswith("-"):
+        inner = command.get_command(click.Context(command), arguments[0])
+        if inner is None:
+            msg = f"no such command {arguments[0]}"
+            raise click.UsageError(msg)
+        parse(inner, arguments[1:])
+        return
     context = click.Context(command, **command.context_settings)
     values, rest, _ = command.make_parser(context).parse_args(list(arguments))
     for parameter in command.params:
@@ -54,19 +61,28 @@ def parse(command: click.Command, arguments: list[str]) -> None:
 
 
 def test_all_commands_are_known() -> None:
-    assert {"lsg-convert", "lsg-serve"} <= COMMANDS.keys()
+    assert {"lsg", "lsg-convert", "lsg-serve"} == COMMANDS.keys()
+
+
+def commands_of(command: click.Command) -> list[click.Command]:
+    """The command and, of a group, all commands in it."""
+    if not isinstance(command, click.Group):
+        return [command]
+    context = click.Context(command)
+    inner = (command.get_command(context, name) for name in command.list_commands(context))
+    return [command, *(found for each in inner if each is not None for found in commands_of(each))]
 
 
 @pytest.mark.parametrize("entry", COMMANDS.values(), ids=COMMANDS.keys())
 def test_command_and_options_have_help(entry: EntryPoint) -> None:
-    command = entry.load()
-    assert command.help
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.help, f"{entry.name} {parameter.opts[0]} has no help"
-        elif parameter.required:
-            # An argument has no help of its own: the command's text must mention it.
-            assert parameter.make_metavar(click.Context(command)).strip("[].") in command.help
+    for command in commands_of(entry.load()):
+        assert command.help
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{command.name} {parameter.opts[0]} has no help"
+            elif parameter.required:
+                # An argument has no help of its own: the command's text must mention it.
+                assert parameter.make_metavar(click.Context(command)).strip("[].") in command.help
 
 
 @pytest.mark.parametrize("entry", COMMANDS.values(), ids=COMMANDS.keys())

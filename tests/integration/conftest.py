@@ -1,8 +1,19 @@
 """One small checkpoint and its two repacked directories for all end-to-end tests."""
 
 import pytest
-from checkpoints import make_checkpoint
+import torch
 from integration.repack import convert
+
+from checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """The reference's tensors are tiny: more threads only wait for each other, and for the server's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,22 @@
 """How far rounding may move a log-probability: derived from the model at hand, not from what was observed.
 
-Derivation. A served model differs from the reference by the roundings on the way: site i turns a value y into y + d_i.
-All d_i are small, so a log-probability moves by the linear form sum_i J_i · d_i. The d_i are independent of each
-other (they depend on the last bits), have mean zero and
+Derivation. A served model differs from the reference by the roundings on the way: site i turns a value y into
+y + d_i. All d_i are small, so a log-probability moves by the linear form sum_i J_i · d_i. The d_i are
+independent of each other (they depend on the last bits), have mean zero and
 
-    variance  r · (u · y)² / 3              r roundings of y to a format with unit roundoff u (uniform in ±u·y)
-            + K · (u_sum · rms(y))² / 3     a sum of K terms, each partial sum rounded with u_sum
-            + step² / 12                    int8 quantisation, step = the group's largest value / 127
+    variance  r · (u · y)² / 3              r roundings of y to a format with unit roundoff u (uniform in
+    ±u·y) + K · (u_sum · rms(y))² / 3     a sum of K terms, each partial sum rounded with u_sum + step² / 12
+    int8 quantisation, step = the group's largest value / 127
 
-so the sum is close to normal, and it exceeds SIGMAS standard deviations about once in two million. The factors J_i,
-which carry depth, gains and normalisations, are not bounded by hand: the standard deviation of the sum is measured by
-running the reference with d_i drawn at random at every site. Linearity allows drawing them larger or smaller by a
-factor, where they neither vanish in float32 nor change an expert, and dividing the result by it.
+so the sum is close to normal, and it exceeds SIGMAS standard deviations about once in two million. The
+factors J_i, which carry depth, gains and normalisations, are not bounded by hand: the standard deviation of
+the sum is measured by running the reference with d_i drawn at random at every site. Linearity allows drawing
+them larger or smaller by a factor, where they neither vanish in float32 nor change an expert, and dividing
+the result by it.
 
-The one step that is not linear is the choice of experts. A prompt takes part only if every margin between the last
-chosen and the first other expert, and between the best and the second token where greedy choice counts, is larger
-than SIGMAS standard deviations of itself.
+The one step that is not linear is the choice of experts. A prompt takes part only if every margin between the
+last chosen and the first other expert, and between the best and the second token where greedy choice counts,
+is larger than SIGMAS standard deviations of itself.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ SERVED_INT8 = Noise(F32, F32, int8=True, amplification=2.0**-4)
 
 
 class NoisyModel:
-    """A transformers Qwen3-MoE in float32 whose batch rows 1 … DRAWS get independent noise; row 0 gets none."""
+    """A transformers Qwen3-MoE in float32; batch rows 1 … DRAWS get independent noise, row 0 gets none."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -142,7 +143,8 @@ class NoisyModel:
                 inner = self._int8(nn.functional.silu(gate) * up)
                 down = torch.einsum("ti,thi->th", inner, experts.down_proj[ids[:, choice]])
                 out = out + weights[:, choice, None] * down
-            # Five values between operations when they are computed one by one: gate, up, silu, product, output.
+            # Five values between operations when they are computed one by one: gate, up, silu, product,
+            # output.
             return self._site(out, 5, sum(experts.down_proj.shape[1:]))
 
         return forward

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoints.hf import transformers
 from integration.noise import F32, SIGMAS, Noise, NoisyModel
 
+from checkpoints.hf import transformers
 from lsg import manifest
 from lsg._core import Dtype, LayerFile, Matrix, unpack_expert
 
-PROMPT_TOKENS = 8
-NEW_TOKENS = 4
+# Few tokens, because every one of them has to be routed by a margin that the noise cannot close.
+PROMPT_TOKENS = 6
+NEW_TOKENS = 3
 FIRST_ORDINARY_TOKEN = 3
 CANDIDATES = 2000
 
@@ -24,8 +25,8 @@ CANDIDATES = 2000
 class Case:
     """A prompt whose routing and greedy tokens no rounding can change, with what must come out.
 
-    log_probs, spread: [positions, vocabulary], the distribution after each token but the last, and the standard
-    deviations that rounding gives it. bound: the largest deviation that rounding explains.
+    log_probs, spread: [positions, vocabulary], the distribution after each token but the last, and the
+    standard deviations that rounding gives it. bound: the largest deviation that rounding explains.
     """
 
     prompt: list[int]
@@ -57,7 +58,7 @@ def replace_experts(model: torch.nn.Module, repacked: Path) -> None:
 
 
 def decode(matrix: Matrix, panel: manifest.Panel) -> np.ndarray:
-    """A matrix's values by FORMAT.md: int4 codes are q + 8 with a bf16 scale for every group; bf16 are raw bits."""
+    """A matrix's values by FORMAT.md: int4 codes are q + 8, with a bf16 scale a group; bf16 are raw bits."""
     if manifest.DTYPES[panel.dtype] is Dtype.BF16:
         return bf16(matrix.codes)
     scales = np.repeat(bf16(matrix.scales), panel.scale_k, axis=1)[:, : matrix.codes.shape[1]]
@@ -70,7 +71,7 @@ def bf16(bits: np.ndarray) -> np.ndarray:
 
 
 def cases(model: torch.nn.Module, noise: Noise, *, count: int = 6, both_round: bool = False) -> list[Case]:
-    """`count` prompts of random tokens. both_round: the reference's own float32 is as coarse as the server's."""
+    """Prompts of random tokens. both_round: the reference's own float32 is as coarse as the server's."""
     noisy = NoisyModel(copy.deepcopy(model))
     draw = partial(random.Random(0).randrange, FIRST_ORDINARY_TOKEN, model.config.vocab_size)
     sigmas = SIGMAS * (2**0.5 if both_round else 1.0)
@@ -90,10 +91,11 @@ def _case(
 ) -> Case | None:
     tokens = list(prompt)
     for _ in range(NEW_TOKENS):
-        log_probs = _log_probs(model, tokens)
+        log_probs = log_probs_of(model, tokens)
         tokens.append(int(log_probs[-1].argmax()))
     clean, spread, safety = noisy.run(tokens[:-1], noise)
-    # The noise was put into a copy of the model whose experts and router are written out; it must be the same model.
+    # The noise was put into a copy of the model whose experts and router are written out; it must be the same
+    # model.
     torch.testing.assert_close(clean, log_probs, rtol=0, atol=1e-4)
     best, second = log_probs[PROMPT_TOKENS - 1 :].topk(2, -1).indices.T[..., None]
     rows, spreads = log_probs[PROMPT_TOKENS - 1 :], spread[PROMPT_TOKENS - 1 :]
@@ -102,7 +104,8 @@ def _case(
     )
     if min(safety.min(), gap.min()) < sigmas:
         return None
-    # Taking the logarithm of a softmax in float32, on either side, is good to a few units of its largest input.
+    # Taking the logarithm of a softmax in float32, on either side, is good to a few units of its largest
+    # input.
     reporting = 4 * F32 * float(log_probs.abs().max())
     spread = spread * (sigmas / SIGMAS)
     bound = SIGMAS * float(spread.max()) + reporting
@@ -110,5 +113,6 @@ def _case(
 
 
 @torch.no_grad()
-def _log_probs(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
+def log_probs_of(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
+    """The distribution after each token, [tokens, vocabulary]."""
     return model(torch.tensor([tokens]), use_cache=False).logits[0].double().log_softmax(-1)

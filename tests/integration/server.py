@@ -1,4 +1,4 @@
-"""Real servers for tests: started as a user would, asked over HTTP, and gone with their whole process group."""
+"""Real servers for tests: started as a user would, asked over HTTP, gone with their whole process group."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class Server:
     def log_probs(
         self, prompt: list[int], new_tokens: int, vocab_size: int
     ) -> tuple[list[int], torch.Tensor]:
-        """Greedy continuation, and the whole distribution after each token but the last, [positions, vocabulary]."""
+        """Greedy tokens, and the distribution after each token but the last: [positions, vocabulary]."""
         reply = self.post(
             "/generate",
             {
@@ -67,22 +67,24 @@ class Server:
         return reply["output_ids"], out
 
 
+def lsg_serve(directory: Path) -> list[str]:
+    """The command that serves a directory."""
+    return [sys.executable, "-m", "lsg.runtime.cli", str(directory)]
+
+
 @contextmanager
-def serve(directory: Path, *arguments: str, log: Path, **environ: str) -> Iterator[Server]:
-    """Run lsg-serve on the directory until the block ends."""
+def serve(command: list[str], *arguments: str, log: Path) -> Iterator[Server]:
+    """Run the command with an address to listen on until the block ends."""
     port = free_port()
-    command = [str(Path(sys.executable).parent / "lsg-serve"), str(directory)]
-    command += ["--host", "127.0.0.1", "--port", str(port), *QUICK_START, *arguments]
+    command = [*command, "--host", "127.0.0.1", "--port", str(port), *QUICK_START, *arguments]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | environ, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     server = Server(port)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not server.answers():
             if process.poll() is not None or time.monotonic() > deadline:
-                msg = f"the server did not come up:\n{log.read_text(errors='replace')[-4000:]}"
+                msg = f"the server did not come up (exit code {process.poll()}):\n{log.read_text(errors='replace')[-4000:]}"
                 raise RuntimeError(msg)
             time.sleep(0.5)
         yield server

@@ -6,7 +6,7 @@ The bounds are derived in noise.py, for each prompt, from unit roundoffs and the
 import pytest
 import torch
 from integration import noise, reference
-from integration.server import serve
+from integration.server import lsg_serve, serve
 
 pytestmark = pytest.mark.server
 
@@ -19,8 +19,8 @@ def assert_served(server, cases, vocab_size):
         difference = (log_probs - case.log_probs).abs()
         assert difference.max() <= case.bound
         deviations.append(difference / case.spread)
-    # The largest deviation is bounded loosely, by the noisiest token's spread; the typical one is not: in standard
-    # deviations the root mean square of so many is 1 when everything rounds as modelled.
+    # The largest deviation is bounded loosely, by the noisiest token's spread; the typical one is not: in
+    # standard deviations the root mean square of so many is 1 when everything rounds as modelled.
     assert torch.cat(deviations).square().mean().sqrt() <= 2.0
 
 
@@ -41,31 +41,31 @@ def test_bf16_experts_in_float32(original, repacked, tmp_path):
     """Nothing is rounded to less than float32, so the bound is one of summation order: about 1e-5."""
     cases = reference.cases(original, noise.SERVED_F32, both_round=True)
     arguments = ("--dtype", "float32", "--activations", "float")
-    with serve(repacked("bf16"), *arguments, log=tmp_path / "log") as server:
+    with serve(lsg_serve(repacked("bf16")), *arguments, log=tmp_path / "log") as server:
         assert_served(server, cases, original.config.vocab_size)
 
 
 def test_bf16_experts_in_bfloat16(original, repacked, tmp_path):
-    """Values between operations are rounded to bf16, unit roundoff 2^-8; the model's depth decides what comes of it."""
+    """Values between operations are rounded to bf16, unit roundoff 2^-8; the rest is the model's depth."""
     cases = reference.cases(original, noise.SERVED_BF16)
     arguments = ("--dtype", "bfloat16", "--activations", "float")
-    with serve(repacked("bf16"), *arguments, log=tmp_path / "log") as server:
+    with serve(lsg_serve(repacked("bf16")), *arguments, log=tmp_path / "log") as server:
         assert_served(server, cases, original.config.vocab_size)
 
 
 def test_int4_experts_are_the_dequantised_weights(quantized, repacked, tmp_path):
-    """int4 changes the weights and nothing else: transformers on the decoded weights agrees as closely as with bf16."""
+    """int4 changes the weights and nothing else: transformers agrees as closely on the decoded weights."""
     cases = reference.cases(quantized, noise.SERVED_F32, both_round=True)
     arguments = ("--dtype", "float32", "--activations", "float")
-    with serve(repacked("int4"), *arguments, log=tmp_path / "log") as server:
+    with serve(lsg_serve(repacked("int4")), *arguments, log=tmp_path / "log") as server:
         assert_served(server, cases, quantized.config.vocab_size)
 
 
 def test_int4_experts_with_int8_activations(quantized, repacked, tmp_path):
-    """The experts' inputs are rounded to 1/127 of their group's largest value, twice a layer; the rest is float32."""
+    """Experts' inputs are rounded to 1/127 of their group's largest value, twice a layer."""
     cases = reference.cases(quantized, noise.SERVED_INT8)
     arguments = ("--dtype", "float32", "--activations", "int8")
-    with serve(repacked("int4"), *arguments, log=tmp_path / "log") as server:
+    with serve(lsg_serve(repacked("int4")), *arguments, log=tmp_path / "log") as server:
         assert_served(server, cases, quantized.config.vocab_size)
 
 
@@ -73,7 +73,7 @@ def test_an_ordinary_directory_is_served_by_sglang_alone(original, checkpoint, t
     """With the plugin installed: sglang's own experts, and the answers they should give."""
     cases = reference.cases(original, noise.SERVED_F32, both_round=True)
     log = tmp_path / "log"
-    with serve(checkpoint, "--dtype", "float32", log=log) as server:
+    with serve(lsg_serve(checkpoint), "--dtype", "float32", log=log) as server:
         assert_served(server, cases, original.config.vocab_size)
     text = log.read_text(errors="replace")
     assert "was not made by lsg-convert: sglang serves it alone" in text

@@ -34,6 +34,17 @@ def test_unknown_level_is_refused():
         _core.select_isa("sse9")
 
 
+def test_the_module_exports_its_entry_only():
+    """Anything else could be taken up by a library that is loaded later, such as torch."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm")
+    listed = subprocess.run(
+        [nm, "-D", "--defined-only", _core.__file__], capture_output=True, text=True, check=True
+    )
+    assert [line.split()[-1] for line in listed.stdout.splitlines()] == ["PyInit__core"]
+
+
 def test_isa_objects_export_their_namespace_only():
     """The linker may keep an AVX-512 object's weak symbol for everybody, which crashes older processors."""
     nm = shutil.which("nm")

@@ -152,6 +152,20 @@ def test_padding_routes_nowhere(tmp_path: Path):
     assert not none.any()
 
 
+def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
+    layer = random_layer(tmp_path / "d.lsgb", fmt="bf16", hidden=64, intermediate=64)
+    engine = _core.Engine(threads=2)
+    handle = engine.add_layer(str(layer.path))
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(40, 64)).astype(np.float32)
+    ids, weights = routing(rng, 40, 4, 3)
+    ids[::2, 2] = ids[::2, 0]
+    for tokens in (1, 7, 40):
+        got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=False)
+        assert (np.abs(got - want) <= bound).all()
+
+
 def test_no_tokens(tmp_path: Path):
     layer = random_layer(tmp_path / "z.lsgb", fmt="bf16", hidden=64, intermediate=64)
     engine = _core.Engine(threads=2)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lsg.convert import job
 from lsg.convert.journal import Identity
@@ -115,17 +116,18 @@ def test_other_options_do_not_continue_it(convert, pristine, tmp_path, tree_hash
     assert tree_hash(out) == expected
 
 
-def test_a_changed_source_does_not_continue_it(convert, source, tmp_path, calls):
+def test_another_source_does_not_continue_it(convert, source, tmp_path, calls):
     out = tmp_path / "out"
     drive(source, out, "kill", calls["kill"] // 2)
-    (source / "model-00002-of-00003.safetensors").touch()
+    shard = source / "model-00002-of-00003.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(shard).items()}, shard, {"format": "other"})
     refused = convert(source, out, "--experts", "int4")
     assert refused.exit_code == 1
     assert "another version of model-00002-of-00003.safetensors" in refused.stderr
 
 
 def test_a_second_run_is_refused_while_the_first_works(convert, pristine, tmp_path):
-    with open_work(tmp_path / "out", Identity("", {}, 0, []), restart=False):
+    with open_work(tmp_path / "out", Identity("", {}, "", None, None, 0, []), restart=False):
         for options in ([], ["--restart"]):
             second = convert(pristine, tmp_path / "out", "--experts", "int4", *options)
             assert second.exit_code == 1

@@ -2,42 +2,68 @@ import pytest
 
 from lsg import CheckpointError
 from lsg.convert.geometry import MoeGeometry
+from lsg.manifest import ActivationSpec
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
     "num_experts": 128,
     "num_experts_per_tok": 8,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "moe_intermediate_size": 768,
     "hidden_act": "silu",
 }
+WITHOUT_ACTIVATION = {key: value for key, value in CONFIG.items() if key != "hidden_act"}
+
+
+def read(config):
+    return MoeGeometry.from_config(config, "config.json")
 
 
 def test_reads_what_the_experts_need():
     geometry = MoeGeometry.from_config(CONFIG, "config.json")
     assert geometry.architecture == "Qwen3MoeForCausalLM"
     assert (geometry.num_experts, geometry.top_k) == (128, 8)
-    assert (geometry.hidden_size, geometry.intermediate_size) == (2048, 768)
-    assert geometry.activation.kind == "silu"
+    assert geometry.activation == ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
 
 
-def test_multimodal_models_nest_the_language_model():
-    config = {"architectures": ["A"], "model_type": "outer", "hidden_size": 1, "text_config": CONFIG}
-    geometry = MoeGeometry.from_config(config, "config.json")
-    assert (geometry.architecture, geometry.model_type, geometry.hidden_size) == ("A", "outer", 2048)
+@pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config"])
+def test_multimodal_models_nest_the_language_model(key):
+    geometry = read({"architectures": ["A"], "model_type": "outer", "num_experts": 1, key: CONFIG})
+    assert (geometry.architecture, geometry.model_type, geometry.num_experts) == ("A", "outer", 128)
 
 
-@pytest.mark.parametrize("key", ["num_local_experts", "n_routed_experts"])
+@pytest.mark.parametrize("key", ["num_local_experts", "n_routed_experts", "moe_num_experts"])
 def test_other_spellings_of_the_number_of_experts(key):
-    config = CONFIG | {"num_experts": None, key: 16}
-    assert MoeGeometry.from_config(config, "config.json").num_experts == 16
+    assert read(CONFIG | {"num_experts": None, key: 16}).num_experts == 16
 
 
-def test_intermediate_size_is_the_experts_when_there_is_no_other():
-    config = {name: value for name, value in CONFIG.items() if name != "moe_intermediate_size"}
-    assert MoeGeometry.from_config(config, "config.json").intermediate_size == 6144
+@pytest.mark.parametrize("key", ["num_experts_per_token", "top_k_experts", "moe_top_k"])
+def test_other_spellings_of_top_k(key):
+    assert read(CONFIG | {"num_experts_per_tok": None, key: 3}).top_k == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"hidden_act": "swish"}, ("silu", 1.0, 0.0)),
+        ({"hidden_act": "silu", "swiglu_limit": None}, ("silu", 1.0, 0.0)),
+        ({"hidden_act": "silu", "swiglu_limit": 10.0}, ("swiglu_clamped", 1.0, 10.0)),
+        ({"hidden_act": "silu", "swiglu_limits": [7, 7.0]}, ("swiglu_clamped", 1.0, 7.0)),
+        ({"model_type": "step3p5", "swiglu_limits": [0.0, None]}, ("silu", 1.0, 0.0)),
+        (
+            {"model_type": "outer", "text_config": WITHOUT_ACTIVATION | {"model_type": "step3p5"}},
+            ("silu", 1.0, 0.0),
+        ),
+        ({"hidden_activation": "gelu_pytorch_tanh"}, ("gelu_tanh", 1.0, 0.0)),
+        ({"mlp_hidden_act": "relu2"}, ("relu2", 1.0, 0.0)),
+        ({"hidden_act": "swigluoai", "swiglu_alpha": 1.5, "swiglu_limit": 6.0}, ("swigluoai", 1.5, 6.0)),
+        ({"hidden_act": "swigluoai"}, ("swigluoai", 1.702, 7.0)),
+        ({"model_type": "gpt_oss", "hidden_act": "silu", "swiglu_limit": 7.0}, ("swigluoai", 1.702, 7.0)),
+    ],
+)
+def test_activations(config, expected):
+    kind, alpha, limit = expected
+    found = read(WITHOUT_ACTIVATION | config).activation
+    assert found == ActivationSpec(kind=kind, alpha=alpha, limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +73,15 @@ def test_intermediate_size_is_the_experts_when_there_is_no_other():
         ({"num_experts": 0}, "not a mixture of experts"),
         ({"num_experts": "many"}, "positive integer, found 'many'"),
         ({"num_experts_per_tok": None}, "num_experts_per_tok must be a positive integer, found None"),
-        ({"hidden_size": -1}, "hidden_size must be a positive integer"),
-        ({"moe_intermediate_size": True}, "moe_intermediate_size must be a positive integer"),
+        ({"num_experts_per_tok": True}, "num_experts_per_tok must be a positive integer, found True"),
         ({"hidden_act": "situ"}, "activation 'situ' is not supported"),
         ({"hidden_act": None}, "activation 'None' is not supported"),
-        ({"swiglu_limit": 7.0}, "activation 'silu with swiglu_limit' is not supported"),
+        (
+            {"hidden_act": "relu2", "swiglu_limit": 7.0},
+            "activation 'relu2' with swiglu_limit is not supported",
+        ),
+        ({"swiglu_limit": "7"}, "swiglu_limit must be a number or null, found"),
+        ({"swiglu_limits": [0.0, 7.0]}, r"swiglu_limits differ between layers \(0, 7\), but"),
     ],
 )
 def test_refuses(change, sentence):

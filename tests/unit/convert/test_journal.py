@@ -2,13 +2,19 @@ import pytest
 
 from lsg import LsgError
 from lsg._core import crc32c
-from lsg.convert.journal import Identity, Journal, ResidentDone, ShardIdentity, SlabDone
+from lsg.convert.journal import Identity, Journal, ResidentDone, ShardIdentity, SlabDone, last_identity
 
-IDENTITY = Identity("lsg-convert 1", {"experts": "int4"}, 7, [ShardIdentity("a", 1, 2, 3)])
+
+def identity(shards, *, created_by="lsg-convert 1", experts="int4", revision=None, config=7):
+    return Identity(created_by, {"experts": experts}, "", None, revision, config, shards)
+
+
+A, B = ShardIdentity("a", 1, "2", 3), ShardIdentity("b", 1, "2", 3)
+IDENTITY = identity([A])
 ENTRIES = [
     SlabDone(0, 0, 123, [(0.1, 1 / 3), None, (1e-300, 2.0)]),
     SlabDone(0, 1, 456, [None, None, None]),
-    ResidentDone("model-00001-of-00001.safetensors", 99),
+    ResidentDone("model-00001-of-00001.safetensors", "a"),
 ]
 
 
@@ -77,19 +83,37 @@ def test_entries_of_another_version(written):
     ("other", "words"),
     [
         (IDENTITY, ""),
-        (
-            Identity("lsg-convert 1", {"experts": "bf16"}, 7, IDENTITY.shards),
-            "options experts=int4 instead of experts=bf16",
-        ),
-        (Identity("lsg-convert 2", {"experts": "int4"}, 7, IDENTITY.shards), "1 instead of lsg-convert 2"),
-        (Identity("lsg-convert 1", {"experts": "int4"}, 8, IDENTITY.shards), "another config.json"),
-        (
-            Identity("lsg-convert 1", {"experts": "int4"}, 7, [ShardIdentity("a", 1, 9, 3)]),
-            "another version of a",
-        ),
-        (Identity("lsg-convert 1", {"experts": "int4"}, 7, []), "another version of a"),
+        (identity([A], experts="bf16"), "options experts=int4 instead of experts=bf16"),
+        (identity([A], created_by="lsg-convert 2"), "1 instead of lsg-convert 2"),
+        (identity([A], config=8), "another config.json"),
+        (identity([A], revision="c0ffee"), "a local directory instead of a local directory at c0ffee"),
+        (identity([ShardIdentity("a", 1, "2", 4)]), "another version of a"),
+        (identity([ShardIdentity("a", 9, "2", 3)]), "another version of a"),
+        (identity([]), "another version of a"),
+        (identity([ShardIdentity("a", 1, "9", 3)]), ""),
     ],
 )
 def test_says_in_what_two_conversions_differ(other, words):
     difference = IDENTITY.difference(other)
     assert difference == words or (words and words in difference)
+
+
+def test_a_shard_downloaded_again_takes_back_only_what_came_from_it(tmp_path):
+    path = tmp_path / "journal"
+    shards_of = {0: "a", 1: "b", 2: "ab"}
+    slabs = [SlabDone(0, expert, 1, [None, None, None]) for expert in shards_of]
+    repaired = ShardIdentity("b", 1, "later", 3)
+
+    def current(shards, *append):
+        journal = Journal(path, identity(shards))
+        journal.append(append)
+        found = journal.current(lambda slab: shards_of[slab.expert])
+        journal.close()
+        return [slab.expert for slab in found]
+
+    assert current([A, B], *slabs) == [0, 1, 2]
+    assert current([A, repaired]) == [0]
+    assert current([A, repaired], slabs[1]) == [0, 1]
+    assert current([A, repaired]) == [0, 1]
+    assert last_identity(path) == identity([A, repaired])
+    assert current([A, B]) == [0, 1, 2]

@@ -6,8 +6,8 @@ from lsg import CapacityError, LsgError
 from lsg.convert.journal import Identity
 from lsg.convert.workdir import check_place, check_room, open_work, partial_of
 
-INT4 = Identity("lsg-convert 1", {"experts": "int4"}, 0, [])
-BF16 = Identity("lsg-convert 1", {"experts": "bf16"}, 0, [])
+INT4 = Identity("lsg-convert 1", {"experts": "int4"}, "", None, None, 0, [])
+BF16 = Identity("lsg-convert 1", {"experts": "bf16"}, "", None, None, 0, [])
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from lsg._core import Dtype, LayerSpec, PanelFormat, crc32c
+from lsg._core import Dtype, LayerSpec, Matrix, PanelFormat, ScaleDtype, crc32c, pack_table
 from lsg.convert.journal import SlabDone
 from lsg.convert.writer import LayerWriter, pwrite_all, surviving_slabs
 
@@ -56,6 +56,29 @@ def test_geometry_fixes_where_everything_lies(path, done):
         for unit, record in enumerate(records(expert)):
             offset = SPEC.record_offset(unit, expert)
             np.testing.assert_array_equal(data[offset : offset + SPEC.record_bytes], record)
+
+
+def test_a_share_of_the_table_is_written_where_it_belongs_and_nowhere_else(path):
+    rows = PanelFormat(Dtype.FP8_E4M3, ScaleDtype.F32)
+    spec = LayerSpec(
+        layer_index=0,
+        num_experts=2,
+        hidden_size=64,
+        intermediate_size=32,
+        gated=True,
+        gate_up=rows,
+        down=rows,
+    )
+    matrix = Matrix(np.zeros((32, 64), np.uint8), np.ones((32, 1), np.float32))
+    scales = np.arange(64, dtype=np.float32)[:, None]
+    entries = pack_table(spec, 1, matrix, matrix, Matrix(np.zeros((64, 32), np.uint8), scales))
+    with ExitStack() as stack:
+        LayerWriter(path, spec, stack).write_table(entries)
+    data = np.fromfile(path, np.uint8)
+    table = data[spec.table_offset :].view(np.float32)
+    np.testing.assert_array_equal(table[64:128], scales[:, 0])
+    table[64:128] = 0
+    assert not data[4096:].any()
 
 
 def test_a_whole_file_keeps_its_slabs(path, done):

@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from checkpoints import make_checkpoint
 from integration.repack import convert
+
+from checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="session")

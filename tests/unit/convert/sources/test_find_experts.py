@@ -75,10 +75,14 @@ def _rename(new):
         (_replace(lambda w: w.float()), f"{VICTIM} is F32, expected BF16"),
         (_replace(lambda w: w.to(torch.int8)), f"{VICTIM} is I8, expected BF16"),
         (_replace(lambda w: w.half()), f"{VICTIM} is F16, expected BF16"),
-        (_replace(lambda w: w.T.contiguous()), r"has shape \[96, 80\], config.json promises \[80, 96\]"),
+        (_replace(lambda w: w.T.contiguous()), r"has shape \[96, 80\], expected \[80, 96\]"),
         (_rename("model.layers.1.mlp.experts.4.up_proj.weight"), "has an expert 4, .* there are 4"),
         (_rename("model.layers.1.mlp.experts.0.up_proj.weight_scale"), "weight_scale .* does not read"),
-        (_rename("mtp.layers.0.mlp.experts.0.up_proj.weight"), "mtp.layers.0.* does not read"),
+        (_rename("visual.experts.0.up_proj.weight"), "visual.experts.* does not read"),
+        (
+            _rename("model.layers.7.mlp.router.weight"),
+            "layers.7.mlp.router.weight is a router, but .* no experts",
+        ),
         (
             _rename("model.layers.7.mlp.gate.weight"),
             "layers.7.mlp.gate.weight is a router, but .* no experts",
@@ -96,7 +100,7 @@ def test_refuses_experts_of_another_format(source, dtype):
     for path in source.glob("*.safetensors"):
         tensors = load_file(path)
         save_file({n: t.to(dtype) if ".experts." in n else t for n, t in tensors.items()}, path)
-    with pytest.raises(CheckpointError, match=r"experts\..* does not read; it reads one BF16 or F16 matrix"):
+    with pytest.raises(CheckpointError, match=r"experts\..* does not read; it reads BF16, F16, FP8"):
         find(source)
 
 

@@ -1,0 +1,91 @@
+"""compressed-tensors' integers: pack-quantized and int-quantized.
+
+    weight_packed        I32 [rows, words]     q + 2^(bits-1), along columns
+    weight               I8 [rows, columns]    q (int-quantized)
+    weight_scale         [rows, groups], F32, F16 or BF16
+    weight_zero_point    I32 [words, groups]   packed along ROWS, with the same offset; or I8 [rows, groups];
+                         absent when symmetric
+    weight_g_idx         I32 [columns]         the group of each input; -1: in order
+
+Value: (q - zero_point) · scale.
+
+Invariant: where a square zero point would fit along both axes, rows are meant.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from lsg import CheckpointError
+from lsg._core import Dtype
+from lsg.convert.sources.encoding import (
+    SCALE_DTYPES,
+    Arrays,
+    Decoded,
+    Encoding,
+    Parts,
+    block_of,
+    require_shape,
+)
+from lsg.convert.sources.encodings.packing import (
+    is_grouped_in_order,
+    unpack_columns,
+    unpack_rows,
+    words_for,
+)
+
+ACT_ORDER: Final = (
+    "its groups do not follow the inputs' order (desc_act, actorder), which a blob of version 1 cannot hold; "
+    "use a checkpoint that was quantised without it"
+)
+_OPTIONAL: Final = {"weight_zero_point", "weight_g_idx"}
+_FLOATS: Final = ("F32", "F16", "BF16")
+
+
+def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) -> Encoding | None:
+    """Packed int4 or int8, or plain int8. Raises CheckpointError for shapes that do not fit."""
+    weight = "weight_packed" if "weight_packed" in parts else "weight"
+    if not {weight, "weight_scale"} <= set(parts) <= {weight, "weight_scale"} | _OPTIONAL:
+        return None
+    if parts[weight].dtype != ("I32" if weight == "weight_packed" else "I8"):
+        return None
+    if parts["weight_scale"].dtype not in _FLOATS or len(parts["weight_scale"].shape) != 2:
+        return None
+    packed = weight == "weight_packed"
+    bits = 4 if packed and parts[weight].shape == (rows, words_for(columns, 4)) else 8
+    require_shape(weight, parts[weight], (rows, words_for(columns, bits) if packed else columns))
+    groups = parts["weight_scale"].shape[1]
+    require_shape("weight_scale", parts["weight_scale"], (rows, groups))
+    zero_point = parts.get("weight_zero_point")
+    if zero_point:
+        if zero_point.dtype not in ("I32", "I8"):
+            return None
+        zero_rows = words_for(rows, bits) if zero_point.dtype == "I32" else rows
+        require_shape("weight_zero_point", zero_point, (zero_rows, groups))
+    if "weight_g_idx" in parts:
+        require_shape("weight_g_idx", parts["weight_g_idx"], (columns,))
+    group = block_of("weight_scale", "columns", columns, groups)
+    offset = 1 << (bits - 1)
+
+    def decode(arrays: Arrays) -> Decoded:
+        order = arrays.get("weight_g_idx")
+        if order is not None and not (order == 0xFFFFFFFF).all() and not is_grouped_in_order(order, group):
+            raise CheckpointError(ACT_ORDER)
+        codes = unpack_columns(arrays[weight], bits, columns) if packed else arrays[weight] ^ offset
+        if zero_point is None:
+            # int8 without zero points is two's complement, int4 keeps its offset.
+            return Decoded(codes if bits == 4 else codes ^ offset, arrays["weight_scale"])
+        stored = arrays["weight_zero_point"]
+        zeros = unpack_rows(stored, bits, rows) if zero_point.dtype == "I32" else stored + np.uint8(offset)
+        return Decoded(codes, arrays["weight_scale"], zeros)
+
+    return Encoding(
+        f"compressed_tensors_int{bits}",
+        {name: part.dtype for name, part in parts.items()},
+        decode,
+        Dtype.INT4 if bits == 4 else Dtype.INT8,
+        SCALE_DTYPES[parts["weight_scale"].dtype],
+        block_columns=group,
+        zero_point=zero_point is not None,
+    )

@@ -1,0 +1,100 @@
+"""GPTQ, int4 or int8: inputs first, packed along INPUTS.
+
+    qweight    I32 [words, rows]
+    qzeros     I32 [groups, words]    packed along rows; version 1 stores z - 1, version 2 (gptq_v2) stores z
+    scales     F16 (or BF16, F32) [groups, rows]
+    g_idx      I32 [columns]          the group of each input; may be absent
+
+Value: (u - z) · scale.
+
+Invariant: the version is quantization_config's `checkpoint_format`; a zero point that version 1 stores as 15
+is 16. Where the configuration promises symmetry, every zero point is checked, not believed.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from lsg import CheckpointError
+from lsg._core import Dtype
+from lsg.convert.sources.encoding import (
+    SCALE_DTYPES,
+    Arrays,
+    Decoded,
+    Encoding,
+    Parts,
+    block_of,
+    require_shape,
+)
+from lsg.convert.sources.encodings.compressed_int import ACT_ORDER
+from lsg.convert.sources.encodings.packing import (
+    Bytes,
+    is_grouped_in_order,
+    unpack_columns,
+    unpack_rows,
+    words_for,
+)
+
+_DTYPES: Final = {
+    "qweight": ("I32",),
+    "qzeros": ("I32",),
+    "scales": ("F32", "F16", "BF16"),
+    "g_idx": ("I32",),
+}
+
+
+def recognise(parts: Parts, rows: int, columns: int, hints: Mapping[str, Any]) -> Encoding | None:
+    """GPTQ's three or four tensors. Raises CheckpointError for shapes that do not fit."""
+    if set(parts) | {"g_idx"} != set(_DTYPES) or any(
+        parts[name].dtype not in _DTYPES[name] for name in parts
+    ):
+        return None
+    if parts["qweight"].shape[-1:] != (rows,):
+        return None
+    bits = 4 if parts["qweight"].shape[0] == words_for(columns, 4) else 8
+    groups = parts["scales"].shape[0]
+    require_shape("qweight", parts["qweight"], (words_for(columns, bits), rows))
+    require_shape("qzeros", parts["qzeros"], (groups, words_for(rows, bits)))
+    require_shape("scales", parts["scales"], (groups, rows))
+    if "g_idx" in parts:
+        require_shape("g_idx", parts["g_idx"], (columns,))
+    group = block_of("scales", "columns", columns, groups)
+    # The other formats of this field (marlin, …) have other tensors.
+    less = 0 if hints.get("checkpoint_format") == "gptq_v2" else 1
+    symmetric = hints.get("sym") is True
+    middle = 1 << (bits - 1)
+
+    def decode(arrays: Arrays) -> Decoded:
+        if "g_idx" in arrays and not is_grouped_in_order(arrays["g_idx"], group):
+            raise CheckpointError(ACT_ORDER)
+        codes = unpack_columns(arrays["qweight"].T, bits, columns)
+        scales = np.ascontiguousarray(arrays["scales"].T)
+        zeros = _zeros(unpack_rows(arrays["qzeros"].T, bits, rows), less)
+        if not symmetric:
+            return Decoded(codes, scales, zeros)
+        if (zeros != middle).any():
+            odd = int(zeros[zeros != middle][0])
+            msg = (
+                f"a zero point is {odd}, but config.json says that the weights are symmetric "
+                f"({middle}); correct `sym` or `checkpoint_format` in its quantization_config"
+            )
+            raise CheckpointError(msg)
+        return Decoded(codes if bits == 4 else codes ^ middle, scales)
+
+    return Encoding(
+        f"gptq_int{bits}",
+        {name: part.dtype for name, part in parts.items()},
+        decode,
+        Dtype.INT4 if bits == 4 else Dtype.INT8,
+        SCALE_DTYPES[parts["scales"].dtype],
+        block_columns=group,
+        zero_point=not symmetric,
+    )
+
+
+def _zeros(stored: Bytes, less: int) -> Bytes:
+    if less and (stored == 0xFF).any():
+        msg = "a zero point is 256, which a byte cannot hold"
+        raise CheckpointError(msg)
+    return stored + np.uint8(less)

@@ -1,0 +1,54 @@
+"""Small integers out of 32-bit words and bytes.
+
+Invariant: a word's first code is in its lowest bits; where a format orders them differently, `order` says so.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
+
+
+def unpack_nibbles(packed: Bytes) -> Bytes:
+    """[rows, n] bytes to [rows, 2n] codes, each byte's low half first."""
+    # One 16-bit lane per byte: two shifts and a mask that numpy vectorises, in place.
+    lanes = packed.astype(np.uint16)
+    lanes |= lanes << 4
+    lanes &= 0x0F0F
+    return lanes.view(np.uint8)
+
+
+def unpack_columns(words: Words, bits: int, columns: int) -> Bytes:
+    """[rows, words] to codes [rows, columns]: a word holds neighbours of one row."""
+    packed = np.ascontiguousarray(words).view(np.uint8)
+    codes = unpack_nibbles(packed) if bits == 4 else packed
+    return codes[:, :columns]
+
+
+def unpack_rows(words: Words, bits: int, rows: int, order: Sequence[int] | None = None) -> Bytes:
+    """[words, columns] to codes [rows, columns]: a word holds neighbours of one column.
+
+    order: where in the word's run of rows its codes belong, lowest bits first.
+    """
+    per_word = 32 // bits
+    words = np.ascontiguousarray(words)
+    codes = np.empty((words.shape[0], per_word, words.shape[1]), np.uint8)
+    for position, place in enumerate(order or range(per_word)):
+        codes[:, place] = words >> np.uint32(bits * position)
+    # Storing a word in a byte has cut off all above it; one pass over bytes cuts off the rest.
+    codes &= np.uint8((1 << bits) - 1)
+    return codes.reshape(-1, words.shape[1])[:rows]
+
+
+def words_for(count: int, bits: int) -> int:
+    """How many words hold `count` codes."""
+    return -(-count * bits // 32)
+
+
+def is_grouped_in_order(groups: npt.NDArray[np.uint32], group: int) -> bool:
+    """Whether a group index says no more than that input k belongs to group k // group (0: one group)."""
+    expected = np.arange(len(groups)) // (group or len(groups))
+    return bool((groups == expected).all())

@@ -1,0 +1,90 @@
+"""Reads the routed experts of a checkpoint, one at a time.
+
+Invariant: only the numbers themselves can still be wrong when `read` is called; those that are no numbers are
+refused, all others reach the Matrix as they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsg import CheckpointError
+from lsg._core import Matrix
+from lsg.convert.checkpoint import Checkpoint, Tensor
+from lsg.convert.sources.base import Expert, ExpertLayer
+from lsg.convert.sources.encoding import Array
+from lsg.convert.sources.layers import BIAS, KnownLayer, KnownMatrix, know_layer
+from lsg.convert.sources.names import collect
+from lsg.convert.sources.numbers import is_finite, to_float32, view_of
+
+
+class RoutedExperts:
+    """All routed experts of a kind that can be read; whether there are others is for the caller to ask."""
+
+    def __init__(self, checkpoint: Checkpoint, num_experts: int) -> None:
+        """Find them and check that they are complete. Raises CheckpointError."""
+        self._checkpoint = checkpoint
+        self._layers: dict[int, KnownLayer] = {}
+        hints = quantization_hints(checkpoint.config)
+        try:
+            for named in collect(checkpoint.tensors.values()):
+                layer = know_layer(named, num_experts, hints)
+                if layer:
+                    self._layers[named.index] = layer
+        except CheckpointError as error:
+            msg = f"{checkpoint.directory}: {error}"
+            raise CheckpointError(msg) from error
+        self.layers = tuple(layer.described for layer in self._layers.values())
+        self.tensor_names = frozenset(
+            name for layer in self._layers.values() for name in layer.tensor_names()
+        )
+        encodings = {matrix.encoding.name for layer in self._layers.values() for matrix in layer.matrices}
+        self.format = "+".join(sorted(encodings))
+
+    def read(self, layer: ExpertLayer, expert: int) -> Expert:
+        """Read one expert. Raises CheckpointError for values that are not finite or not what was promised."""
+        known = self._layers[layer.index]
+        made: dict[str, Matrix] = {}
+        for matrix in known.matrices:
+            panel = layer.down if matrix.stored.projection == "down" else layer.gate_up
+            tensors = known.layout.tensors(known.named, expert, matrix.stored.projection)
+            arrays = {part: self._array(known, matrix, tensors[part], part, expert) for part in matrix.parts}
+            bias = arrays.pop(BIAS, None)
+            floats = None if bias is None else to_float32(bias, matrix.parts[BIAS].dtype)
+            try:
+                decoded = matrix.encoding.decode(arrays)
+            except CheckpointError as error:
+                msg = f"{self._where(tensors[next(iter(matrix.encoding.numbers))])}: {error}"
+                raise CheckpointError(msg) from error
+            for projection, rows in matrix.stored.makes:
+                made[projection] = matrix.encoding.matrix(decoded, rows, panel, floats)
+        return Expert(made.get("gate"), made["up"], made["down"])
+
+    def _array(self, layer: KnownLayer, matrix: KnownMatrix, tensor: Tensor, part: str, expert: int) -> Array:
+        """One expert's share of a tensor, oriented [rows, columns]."""
+        stacked = layer.layout.stacked
+        shape = tensor.shape[1:] if stacked else tensor.shape
+        nbytes = tensor.nbytes // tensor.shape[0] if stacked else tensor.nbytes
+        data: npt.NDArray[np.uint8] = np.empty(nbytes, np.uint8)
+        self._checkpoint.read_into(tensor, expert * nbytes if stacked else 0, data.data)
+        numbers = matrix.encoding.numbers.get(part, tensor.dtype)
+        if not is_finite(data, numbers):
+            msg = f"{self._where(tensor)} has NaN or infinite weights; the file is damaged, download it again"
+            raise CheckpointError(msg)
+        array = view_of(data, numbers).reshape(shape)
+        return array.T if layer.layout.transposed and array.ndim == 2 else array
+
+    def _where(self, tensor: Tensor) -> str:
+        return f"{self._checkpoint.directory / tensor.shard}: {tensor.name}"
+
+
+def quantization_hints(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """quantization_config, empty if there is none; multimodal models nest it as they nest the rest."""
+    nested = config.get("text_config")
+    for place in (config, nested if isinstance(nested, Mapping) else {}):
+        hints = place.get("quantization_config")
+        if isinstance(hints, Mapping):
+            return hints
+    return {}

@@ -1,0 +1,126 @@
+"""Stock sglang against lsg on a GPU machine: `python tests/integration/gpu_proof.py --out DIR [ARGUMENT]...`.
+
+Needs neither pytest nor a network. Makes a random checkpoint, repacks it to bf16 and int4, serves the
+original with sglang and both repacks with lsg, one after the other, on the same prompts, and writes
+DIR/gpu_proof.json.
+
+Each server is judged by transformers in float32 on the weights it serves (int4: decoded from the layer files)
+and on the tokens it generated itself. In bf16 a near-tie in a router now and then picks another expert, for
+sglang as for lsg: what has to be seen is that lsg is as close to float32 as sglang is.
+"""
+
+import argparse
+import json
+import logging
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# A file run as a program has its own directory on the path; the packages are one level up.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch  # noqa: E402
+from integration import reference  # noqa: E402
+from integration.repack import convert  # noqa: E402
+from integration.server import lsg_serve, serve  # noqa: E402
+
+from checkpoints import qwen3_moe  # noqa: E402
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 64, 32
+SHAPE = {"layers": 6, "hidden": 1024, "intermediate": 384, "experts": 32, "top_k": 4}
+# As in the published models; some GPU kernels take no smaller one.
+qwen3_moe.HEAD_DIM = 128
+ON_A_GPU = (
+    "--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3"
+)
+
+
+def main() -> None:
+    """Serve three times, compare, report."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory for gpu_proof.json and the servers' logs"
+    )
+    options, arguments = parser.parse_known_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        arguments = ON_A_GPU.split() + arguments
+    with tempfile.TemporaryDirectory() as directory:
+        report = prove(Path(directory), options.out, [*arguments, "--dtype", "bfloat16"])
+    text = json.dumps(report, indent=1) + "\n"
+    (options.out / "gpu_proof.json").write_text(text)
+    sys.stdout.write(text)
+
+
+def prove(directory: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
+    """The report: one entry for each server."""
+    checkpoint = qwen3_moe.make_checkpoint(directory / "checkpoint", **SHAPE)
+    truth = reference.load(checkpoint)
+    draw = random.Random(0)
+    vocab_size = truth.config.vocab_size
+    prompts = [
+        [draw.randrange(reference.FIRST_ORDINARY_TOKEN, vocab_size) for _ in range(PROMPT_TOKENS)]
+        for _ in range(PROMPTS)
+    ]
+    stock = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint)]
+    bf16 = [*lsg_serve(convert(checkpoint, directory / "bf16", "bf16")), "--activations", "float"]
+    int4 = lsg_serve(convert(checkpoint, directory / "int4", "int4"))
+    report: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "shape": SHAPE,
+        "prompts": PROMPTS,
+        "tokens_each": PROMPT_TOKENS + NEW_TOKENS,
+    }
+    stock_tokens: list[list[int]] = []
+    for name, command in (("sglang", stock), ("lsg_bf16", bf16), ("lsg_int4", int4)):
+        logging.info("serving with %s", name)
+        started = time.monotonic()
+        with serve(command, *arguments, log=out / f"gpu_proof_{name}.log") as server:
+            start_seconds = time.monotonic() - started
+            answers = [server.log_probs(prompt, NEW_TOKENS, vocab_size) for prompt in prompts]
+        if name == "lsg_int4":
+            reference.replace_experts(truth, directory / "int4")
+        tokens = [continuation for continuation, _ in answers]
+        stock_tokens = stock_tokens or tokens
+        report[name] = {
+            "start_seconds": round(start_seconds, 1),
+            **deviations(truth, prompts, answers),
+            "greedy_tokens_shared_with_sglang": sum(map(shared, stock_tokens, tokens)) / PROMPTS,
+        }
+    return report
+
+
+def deviations(
+    truth: torch.nn.Module, prompts: list[list[int]], answers: list[tuple[list[int], torch.Tensor]]
+) -> dict[str, float]:
+    """How far served log-probabilities are from float32, and how often the served token is its choice too."""
+    differences, chosen = [], 0
+    for prompt, (tokens, log_probs) in zip(prompts, answers, strict=True):
+        exact = reference.log_probs_of(truth, (prompt + tokens)[:-1])
+        differences.append((exact - log_probs).abs().flatten())
+        chosen += int((exact[PROMPT_TOKENS - 1 :].argmax(-1) == torch.tensor(tokens)).sum())
+    # torch.quantile takes no more than 2^24 values.
+    ordered = torch.cat(differences).sort().values
+    return {
+        "log_prob_deviation_mean": float(ordered.mean()),
+        "log_prob_deviation_median": float(ordered[len(ordered) // 2]),
+        "log_prob_deviation_p99": float(ordered[len(ordered) * 99 // 100]),
+        "log_prob_deviation_max": float(ordered[-1]),
+        "greedy_tokens_as_in_float32": chosen / (PROMPTS * NEW_TOKENS),
+    }
+
+
+def shared(first: list[int], second: list[int]) -> int:
+    """Length of the common beginning."""
+    return next((n for n, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), len(first))
+
+
+if __name__ == "__main__":
+    main()
