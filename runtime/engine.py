@@ -156,7 +156,7 @@ class _Staging:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-        self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._sent = torch.cuda.Event()
         self.inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
     def fetch(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

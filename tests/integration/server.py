@@ -84,7 +84,8 @@ def serve(command: list[str], *arguments: str, log: Path) -> Iterator[Server]:
         deadline = time.monotonic() + START_SECONDS
         while not server.answers():
             if process.poll() is not None or time.monotonic() > deadline:
-                msg = f"the server did not come up (exit code {process.poll()}):\n{log.read_text(errors='replace')[-4000:]}"
+                text = log.read_text(errors="replace")[-4000:]
+                msg = f"the server did not come up (exit code {process.poll()}):\n{text}"
                 raise RuntimeError(msg)
             time.sleep(0.5)
         yield server

@@ -303,8 +303,8 @@ def oracle(
                 pre_gate = gate.value @ x + gate.bias
                 err_gate = g_up * (np.abs(gate.value) @ np.abs(x) + np.abs(gate.bias))
             act = activation(kind, pre_gate, pre_up, alpha, limit) * w
-            # How far the pre-activations' errors move it, by finite differences of the oracle itself (doubled
-            # for curvature), and 32 units for Exp (activate-inl.h: about 2 ulp), the division and the products.
+            # How far the pre-activations' errors move it, by finite differences of the oracle itself
+            # (doubled for curvature), and 32 units for Exp (about 2 ulp), the division and the products.
             moved = np.zeros_like(act)
             for sign_g in (-1, 1):
                 for sign_u in (-1, 1):
@@ -320,8 +320,8 @@ def oracle(
             if int8:
                 exact = act
                 act, step = quantize_rows(act.astype(np.float32))
-                # A rounding that the error can tip falls one step to either side; elsewhere only the step's own
-                # error stays.
+                # A rounding that the error can tip falls one step to either side; elsewhere only the step's
+                # own error stays.
                 position = np.divide(exact, step, out=np.zeros_like(exact), where=step > 0)
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2

@@ -128,7 +128,8 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         got = forward(engine, handle, bits, ids, weights, dtype)
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
         want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=True)
-        # Rounding to 8 (11) significant bits is off by at most 2⁻⁹ (2⁻¹²) of the value, f16's subnormals by 2⁻²⁵.
+        # Rounding to 8 (11) significant bits is off by at most 2⁻⁹ (2⁻¹²) of the value, f16's subnormals by
+        # 2⁻²⁵.
         assert (
             np.abs(got_value - want) <= bound * 1.01 + unit_roundoff / 2 * np.abs(want) * 1.01 + 2.0**-25
         ).all()

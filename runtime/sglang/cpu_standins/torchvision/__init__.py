@@ -33,7 +33,7 @@ def operators_load(package: Path) -> bool:
     """Whether torchvision's compiled operators fit the installed torch."""
     try:
         for library in package.glob("_C*.so"):
-            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(str(library))
     except OSError:
         return False
     return hasattr(torch.ops.torchvision, "nms")
@@ -44,9 +44,9 @@ def hand_over() -> None:
     spec = find_real()
     module = module_from_spec(spec)
     if not operators_load(Path(str(spec.origin)).parent):
-        library = torch.library.Library(NAME, "DEF")  # type: ignore[no-untyped-call]
+        library = torch.library.Library(NAME, "DEF")
         for schema in SCHEMAS:
-            library.define(schema)  # type: ignore[no-untyped-call]
+            library.define(schema)
         # A schema lives as long as its library object, and this module goes away.
         module.__dict__["_lsg_schemas"] = library
     # The import system returns what sys.modules holds when this module's body ends.
