@@ -13,16 +13,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import machine
 import numpy as np
+import peer_llama
 
 CHUNK = 8 << 20
 RUNS = {
     "int4": ["--experts", "int4"],
     "int4 without search": ["--experts", "int4", "--no-search"],
-    "bf16": ["--experts", "bf16"],
+    "bf16 (lossless)": ["--experts", "bf16"],
 }
 
 
@@ -42,6 +44,11 @@ RUNS = {
 @click.option(
     "--threads", default=len(os.sched_getaffinity(0)), show_default="all CPUs", help="Threads of lsg-convert."
 )
+@click.option(
+    "--llama-quantize",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="llama.cpp's program, to be measured beside ours.",
+)
 @click.option("--save/--no-save", default=True, show_default=True, help="Write benchmarks/results.")
 def main(
     scratch: Path,
@@ -51,6 +58,7 @@ def main(
     intermediate: int,
     repeat: int,
     threads: int,
+    llama_quantize: Path | None,
     save: bool,
 ) -> None:
     """Measure lsg-convert on a synthetic Qwen3-MoE checkpoint."""
@@ -73,6 +81,10 @@ def main(
         }
         rate = runs[name]["bytes_per_s"]["median"]
         click.echo(f"{name:22} {rate / 1e9:6.2f} GB/s, {runs[name]['peak_rss_bytes'] / 2**20:.0f} MiB")
+    if llama_quantize is not None:
+        name = "llama-quantize Q4_0"
+        runs[name] = _peer(llama_quantize, scratch, shape, threads, repeat)
+        click.echo(f"{name:22} {runs[name]['bytes_per_s']['median'] / 1e9:6.2f} GB/s")
     # Only now: a child's peak memory starts at its parent's, and this takes a lot.
     limits["memcpy"] = [_memcpy_rate(threads) for _ in range(repeat)]
     limits["disk write"] = [_write_rate(scratch, source_bytes // 2) for _ in range(repeat)]
@@ -88,6 +100,25 @@ def main(
             runs=runs,
         )
         click.echo(path.relative_to(machine.ROOT))
+
+
+def _peer(program: Path, scratch: Path, shape: dict[str, int], threads: int, repeat: int) -> dict[str, Any]:
+    """llama-quantize's rate on experts of this shape."""
+    source = scratch / "experts.gguf"
+    try:
+        source_bytes = peer_llama.write_gguf(source, **shape)
+        measured = [
+            peer_llama.quantize(program, source, scratch / "experts-q4_0.gguf", threads)
+            for _ in range(repeat)
+        ]
+    finally:
+        source.unlink(missing_ok=True)
+    return {
+        "bytes_per_s": machine.spread([source_bytes / seconds for seconds, _, _ in measured]),
+        "seconds": machine.spread([seconds for seconds, _, _ in measured]),
+        "peak_rss_bytes": max(rss for _, rss, _ in measured),
+        "output_bytes": measured[0][2],
+    }
 
 
 def _checkpoint(scratch: Path, shape: dict[str, int]) -> Path:

@@ -73,6 +73,8 @@ def watch(name: str) -> None:
 
 for name in CALLS:
     watch(name)
+# A shell starts background jobs with SIGINT ignored, and tests run in such jobs too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 experts.COMMIT_SECONDS = 0.0
 if HOW == "power":
     # One expert after the other: an early sync must not save what a missing one would lose.
