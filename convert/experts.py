@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from lsg import CheckpointError, LsgError
-from lsg._core import Matrix, PanelFormat, crc32c, pack_expert, pack_table
+from lsg._core import Matrix, PanelFormat, crc32c, keep_freed_memory, pack_expert, pack_table
 from lsg.convert.journal import Journal, SlabDone
 from lsg.convert.schedule import LayerPlan
 from lsg.convert.sources import Source
@@ -64,6 +64,8 @@ def convert_experts(
         committer.add(slab)
         advance(expert_bytes[slab.layer])
 
+    # Every expert needs arrays of the same sizes.
+    keep_freed_memory()
     with ThreadPoolExecutor(threads, thread_name_prefix="expert") as pool:
         try:
             for layer, expert in todo:

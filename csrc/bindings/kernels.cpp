@@ -1,5 +1,6 @@
 #include "kernels/kernels.h"
 
+#include <malloc.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -76,6 +77,14 @@ void BindKernels(py::module_& module) {
 
   module.def("quantize_int4", &QuantizeInt4, py::arg("weight"), py::arg("source"), py::kw_only(),
              py::arg("search") = true, py::arg("isa") = "");
+
+  // Large arrays that come and go are otherwise mapped, faulted in page by page, and unmapped each
+  // time: half of a conversion's time.
+  module.def("keep_freed_memory", [] {
+    constexpr int kLargestMmapThreshold = 32 << 20;  // glibc's limit
+    mallopt(M_MMAP_THRESHOLD, kLargestMmapThreshold);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  });
 
   module.def(
       "read_bandwidth",

@@ -285,3 +285,6 @@ class Engine:
 
 def read_bandwidth(threads: int, gib: float = 1.0, streams: int = 4, seconds: float = 1.0) -> float:
     """Measured DRAM read rate in bytes/s: `streams` streams a thread, 2 MiB pages where possible."""
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep freed memory for the next array instead of returning it to the system."""
