@@ -153,6 +153,36 @@ def _families_cell(cases: list[dict[str, Any]]) -> str:
     )
 
 
+def _gpu_proof(result: dict[str, Any]) -> str:
+    names = {
+        "sglang": "stock sglang, BF16",
+        "lsg_bf16": "lsg, BF16 experts, float activations",
+        "lsg_int4": "lsg, INT4 experts, int8 activations",
+    }
+    rows = [
+        [
+            name,
+            f"{run['log_prob_deviation_mean']:.3f}",
+            f"{run['log_prob_deviation_median']:.3f}",
+            f"{run['log_prob_deviation_p99']:.2f}",
+            f"{100 * run['greedy_tokens_as_in_float32']:.0f} %",
+            f"{run['start_seconds']:.0f}",
+        ]
+        for key, name in names.items()
+        for run in [result[key]]
+    ]
+    shape = result["shape"]
+    what = (
+        f"{result['gpu']}, torch {result['torch']}; a random BF16 Qwen3-MoE of {shape['layers']} layers, "
+        f"hidden size {shape['hidden']}, {shape['experts']} experts, top {shape['top_k']}; "
+        f"{result['prompts']} prompts of {result['tokens_each']} tokens, full vocabulary. Each server against "
+        "transformers in float32 on the weights it serves."
+    )
+    head = ["server", "mean Δ log-prob", "median", "99 %", "greedy token as in float32", "start, s"]
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+
+
 def _section(machine: dict[str, Any], what: str, head: list[str], rows: list[list[str]]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {machine['threads']} threads, {machine['isa']}, "
@@ -177,6 +207,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "convert": _convert,
     "engine": _engine,
     "families": _families,
+    "gpu_proof": _gpu_proof,
 }
 
 if __name__ == "__main__":
