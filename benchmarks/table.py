@@ -175,8 +175,8 @@ def _gpu_proof(result: dict[str, Any]) -> str:
     what = (
         f"{result['gpu']}, torch {result['torch']}; a random BF16 Qwen3-MoE of {shape['layers']} layers, "
         f"hidden size {shape['hidden']}, {shape['experts']} experts, top {shape['top_k']}; "
-        f"{result['prompts']} prompts of {result['tokens_each']} tokens, full vocabulary. Each server against "
-        "transformers in float32 on the weights it serves."
+        f"{result['prompts']} prompts of {result['tokens_each']} tokens, full vocabulary. Each server "
+        "against transformers in float32 on the weights it serves."
     )
     head = ["server", "mean Δ log-prob", "median", "99 %", "greedy token as in float32", "start, s"]
     cells = [head, ["---"] * len(head), *rows]
