@@ -11,8 +11,8 @@ from lsg import LsgError, _core
 ISAS = [isa.name.lower() for isa in _core.isa_levels() if _core.kernel_isa(isa.name.lower()) == isa]
 # H and I: multiples of everything; tails on both sides of a tile, a group and a block; smaller than one tile.
 SHAPES = [(128, 96), (80, 48), (97, 33), (65, 31), (31, 129), (8, 5)]
-# Around the kernels' token block (4), the fused limit (32) and the workspace chunk (1024).
-TOKENS = [1, 2, 3, 4, 5, 16, 33]
+# Around the kernels' token block (4), the fused limit (128) and the workspace chunk (1024).
+TOKENS = [1, 2, 3, 4, 5, 16, 33, 129]
 
 
 def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
@@ -57,7 +57,7 @@ def test_activations(tmp_path: Path, kind: _core.Activation, gated: bool, isa: s
         pytest.skip("the clamped activations exist with a gate only")
     params = {"alpha": 1.702, "limit": 0.7} if clamped else {"alpha": 1.0, "limit": 0.0}
     handle = engine.add_layer(str(layer.path), activation=kind, **params)
-    for tokens in (1, 5, 40):
+    for tokens in (1, 5, 140):
         check(layer, engine, handle, tokens, int8=False, kind=kind, **params)
 
 
@@ -67,7 +67,7 @@ def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
     layer = random_layer(tmp_path / "u.lsgb", fmt=fmt, hidden=160, intermediate=200, unit_rows=unit_rows)
     engine = _core.Engine(threads=2)
     handle = engine.add_layer(str(layer.path))
-    for tokens in (1, 6, 35):
+    for tokens in (1, 6, 135):
         check(layer, engine, handle, tokens, int8=fmt.startswith("int4"))
 
 
@@ -78,7 +78,7 @@ def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
 def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, activations: str):
     layer = random_layer(tmp_path / "b.lsgb", fmt=fmt, hidden=200, intermediate=130, experts=8)
     rng = np.random.default_rng(1)
-    for tokens in (1, 3, 20, 50):
+    for tokens in (1, 3, 20, 150):
         hidden = rng.normal(size=(tokens, 200)).astype(np.float32)
         ids, weights = routing(rng, tokens, 8, 4)
         results = set()
@@ -116,7 +116,7 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
     engine = _core.Engine(threads=2)
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(0)
-    for tokens in (1, 40):
+    for tokens in (1, 140):
         values = rng.normal(size=(tokens, 96))
         if dtype == "bf16":
             bits = bf16_bits(values)
@@ -140,11 +140,11 @@ def test_padding_routes_nowhere(tmp_path: Path):
     engine = _core.Engine(threads=2)
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(40, 64)).astype(np.float32)
-    ids, weights = routing(rng, 40, 4, 3)
+    hidden = rng.normal(size=(140, 64)).astype(np.float32)
+    ids, weights = routing(rng, 140, 4, 3)
     ids[5] = -1
     ids[7, 1] = -1
-    for tokens in (8, 40):
+    for tokens in (8, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=True)
         assert not got[5].any()
@@ -158,10 +158,10 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     engine = _core.Engine(threads=2)
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(40, 64)).astype(np.float32)
-    ids, weights = routing(rng, 40, 4, 3)
+    hidden = rng.normal(size=(140, 64)).astype(np.float32)
+    ids, weights = routing(rng, 140, 4, 3)
     ids[::2, 2] = ids[::2, 0]
-    for tokens in (1, 7, 40):
+    for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=False)
         assert (np.abs(got - want) <= bound).all()
@@ -181,7 +181,7 @@ def test_non_finite_inputs_stay_in_their_token(tmp_path: Path, bad: float, activ
     engine = _core.Engine(threads=2, activations=activations)
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(0)
-    for tokens in (6, 40):
+    for tokens in (6, 140):
         hidden = rng.normal(size=(tokens, 64)).astype(np.float32)
         ids, weights = routing(rng, tokens, 4, 2)
         clean = forward(engine, handle, hidden, ids, weights)
