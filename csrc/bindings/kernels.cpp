@@ -56,8 +56,6 @@ py::tuple QuantizeInt4(const py::array_t<uint16_t, py::array::c_style>& weight, 
   return py::make_tuple(codes, scales, total.squared_error, total.squared_norm);
 }
 
-Isa IsaOf(const std::string& name) { return SelectIsa(name); }
-
 }  // namespace
 
 void BindKernels(py::module_& module) {
@@ -70,7 +68,7 @@ void BindKernels(py::module_& module) {
       .value("AMX", Isa::kAmx)
       .finalize();
   module.def("isa_levels", &UsableIsas);
-  module.def("select_isa", &IsaOf, py::arg("name") = "");
+  module.def("select_isa", &SelectIsa, py::arg("name") = "");
   module.def(
       "kernel_isa", [](const std::string& name) { return KernelsOf(SelectIsa(name)).isa; },
       py::arg("name") = "");

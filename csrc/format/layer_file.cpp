@@ -71,12 +71,6 @@ LayerFile::LayerFile(std::string path)
         return spec;
       }()) {}
 
-LayerFile::LayerFile(LayerFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      data_(std::exchange(other.data_, nullptr)),
-      bytes_(std::exchange(other.bytes_, 0)),
-      spec_(other.spec_) {}
-
 LayerFile::~LayerFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), bytes_);
 }

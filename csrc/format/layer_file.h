@@ -17,12 +17,10 @@ class LayerFile {
  public:
   // Throws FormatError when the file is missing, unreadable or not as its header says.
   explicit LayerFile(std::string path);
-  LayerFile(LayerFile&& other) noexcept;
   LayerFile(const LayerFile&) = delete;
   LayerFile& operator=(const LayerFile&) = delete;
   ~LayerFile();
 
-  const std::string& path() const { return path_; }
   const LayerSpec& spec() const { return spec_; }
   uint32_t header_crc32c() const;
 

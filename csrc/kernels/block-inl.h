@@ -62,7 +62,8 @@ struct GroupScales {
     }
   }
 
-  // Integer codes are stored with an offset: their zero point, or 8 for int4 without one.
+  // Integer codes are stored with an offset: their zero point, or `otherwise` (8 for int4) in
+  // panels without, which then need it once.
   void LoadZeroPoints(const Panel& panel, int block, int group, float otherwise) {
     const int per_group = kBlockN / panel.scale_rows;
     const int64_t first = (int64_t{block} * panel.scale_groups + group) * per_group;

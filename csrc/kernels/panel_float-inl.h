@@ -135,7 +135,9 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
             const int at = kGroups > 1 ? k_tile * kGroups + g : k_tile / panel.tiles_per_scale;
             group[g].Load(panel, block, at);
             if constexpr (Weight::kZeroPoints) {
-              group[g].LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint);
+              if (panel.zero_points != nullptr || (block == 0 && k_tile == 0)) {
+                group[g].LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint);
+              }
             }
           }
         }

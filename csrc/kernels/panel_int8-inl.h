@@ -22,7 +22,9 @@ void Int4ByInt8(const Panel& panel, const Int8Row* x, float* const* y, bool accu
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       if (k_tile % panel.tiles_per_scale == 0) {
         group.Load(panel, block, k_tile / panel.tiles_per_scale);
-        group.LoadZeroPoints(panel, block, k_tile / panel.tiles_per_scale, 8.0f);
+        if (panel.zero_points != nullptr || (block == 0 && k_tile == 0)) {
+          group.LoadZeroPoints(panel, block, k_tile / panel.tiles_per_scale, 8.0f);
+        }
       }
       for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
         PrefetchTile(codes, kTileBytes);

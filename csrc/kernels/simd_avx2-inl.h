@@ -53,9 +53,7 @@ struct Simd {
   }
   static I And(I a, I b) { return _mm256_and_si256(a, b); }
   static I Or(I a, I b) { return _mm256_or_si256(a, b); }
-  static I Xor(I a, I b) { return _mm256_xor_si256(a, b); }
   static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
-  static I SubInt(I a, I b) { return _mm256_sub_epi32(a, b); }
   template <int kBits>
   static I ShiftLeft(I x) {
     return _mm256_slli_epi32(x, kBits);

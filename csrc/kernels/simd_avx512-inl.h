@@ -54,9 +54,7 @@ struct Simd {
   }
   static I And(I a, I b) { return _mm512_and_si512(a, b); }
   static I Or(I a, I b) { return _mm512_or_si512(a, b); }
-  static I Xor(I a, I b) { return _mm512_xor_si512(a, b); }
   static I AddInt(I a, I b) { return _mm512_add_epi32(a, b); }
-  static I SubInt(I a, I b) { return _mm512_sub_epi32(a, b); }
   template <int kBits>
   static I ShiftLeft(I x) {
     return _mm512_slli_epi32(x, kBits);

@@ -55,9 +55,7 @@ struct Simd {
   static F Lookup16(const float* table, I index) { return table[index & 15]; }
   static I And(I a, I b) { return a & b; }
   static I Or(I a, I b) { return a | b; }
-  static I Xor(I a, I b) { return a ^ b; }
   static I AddInt(I a, I b) { return a + b; }
-  static I SubInt(I a, I b) { return a - b; }
   template <int kBits>
   static I ShiftLeft(I x) {
     return x << kBits;
