@@ -67,6 +67,13 @@ SHAPES = {
 @click.option("--seconds", default=1.0, show_default=True, help="Length of a repetition.")
 @click.option("--repeat", default=5, show_default=True, help="Repetitions.")
 @click.option("--threads", type=int, help="Threads of the engine; by default as many as CPUs.")
+@click.option(
+    "--load",
+    type=click.Choice(["map", "huge"]),
+    default="huge",
+    show_default=True,
+    help="Weights in the layer files' own pages, or in 2 MiB pages.",
+)
 @click.option("--save/--no-save", default=True, show_default=True, help="Write benchmarks/results.")
 def main(
     scratch: Path,
@@ -78,6 +85,7 @@ def main(
     seconds: float,
     repeat: int,
     threads: int | None,
+    load: str,
     save: bool,
 ) -> None:
     """Measure whole MoE layers, cold."""
@@ -91,9 +99,9 @@ def main(
             shape = SHAPES[name]
             spec = _spec(shape, dtype, experts)
             with _layer_files(scratch, spec, working_set * 1e9) as files:
-                bench = Bench(spec, shape.top_k, files, threads)
+                bench = Bench(spec, shape.top_k, files, threads, load)
                 for batch in batches or (1, 4, 16, 64, 512):
-                    run = {"shape": name, "model": shape.label, "format": dtype}
+                    run = {"shape": name, "model": shape.label, "format": dtype, "load": load}
                     run |= {"experts": spec.num_experts, "layers": len(files), "batch": batch}
                     run |= bench.measure(batch, seconds, repeat)
                     runs.append(run)
@@ -118,11 +126,11 @@ def main(
 class Bench:
     """One engine over layer files of one geometry."""
 
-    def __init__(self, spec: LayerSpec, top_k: int, files: list[Path], threads: int) -> None:
+    def __init__(self, spec: LayerSpec, top_k: int, files: list[Path], threads: int, load: str) -> None:
         self._spec = spec
         self._top_k = top_k
         self._engine = Engine(threads=threads)
-        self._layers = [self._engine.add_layer(str(file)) for file in files]
+        self._layers = [self._engine.add_layer(str(file), load=load) for file in files]
         self._random = np.random.default_rng(0)
         # Touch every expert of every layer once, so that no page is mapped for the first time while timed.
         tokens = -(-spec.num_experts // top_k)

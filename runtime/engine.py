@@ -86,7 +86,7 @@ class ExpertEngine:
             now = time.monotonic()
             if done == len(indices) or now - said > PROGRESS_SECONDS:
                 said = now
-                mapped_gb = self._core.mapped_bytes / 1e9
+                mapped_gb = self._core.loaded_bytes / 1e9
                 logger.info(
                     "lsg: %d of %d expert layers mapped, %.2f GB, %.1f s",
                     done,

@@ -2,12 +2,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/moe_engine.h"
+#include "memory/node_policy.h"
 
 namespace py = pybind11;
 
@@ -25,6 +29,26 @@ ActivationPrecision ParsePrecision(const std::string& name) {
   if (name == "int8") return ActivationPrecision::kInt8;
   if (name == "float") return ActivationPrecision::kFloat;
   throw Error("activations must be int8 or float, not '" + name + "'");
+}
+
+LoadMode ParseLoadMode(const std::string& name) {
+  if (name == "map") return LoadMode::kMap;
+  if (name == "huge") return LoadMode::kHuge;
+  throw Error("load must be map or huge, not '" + name + "'");
+}
+
+// Lets signals stop a load, and tells `progress` how far it is.
+LoadPoll PollFor(const py::function* progress) {
+  return [progress](const std::vector<NodeProgress>& nodes) {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (progress == nullptr) return;
+    py::list list;
+    for (const NodeProgress& node : nodes) {
+      list.append(py::make_tuple(node.node, node.done_bytes, node.total_bytes));
+    }
+    (*progress)(list);
+  };
 }
 
 template <typename T>
@@ -55,13 +79,30 @@ void BindEngine(py::module_& module) {
       .def(
           "add_layer",
           [](MoeEngine& engine, const std::string& path, Activation activation, float alpha,
-             float limit, int unit_begin, int unit_end) {
+             float limit, int unit_begin, int unit_end, const std::string& load,
+             const std::vector<std::tuple<int, int, int>>& nodes, bool defer) {
+            const LoadMode mode = ParseLoadMode(load);
+            std::vector<NodeUnits> units;
+            for (const auto& [node, begin, end] : nodes) units.push_back({node, begin, end});
+            if (units.empty()) units.push_back({kAnyNode, unit_begin, unit_end});
             const py::gil_scoped_release release;
-            return engine.AddLayer(path, {activation, alpha, limit}, unit_begin, unit_end);
+            const int handle = engine.AddLayer(LayerMemory(path, mode, std::move(units)),
+                                               {activation, alpha, limit});
+            if (!defer) engine.Load(0, PollFor(nullptr));
+            return handle;
           },
           py::arg("path"), py::kw_only(), py::arg("activation") = Activation::kSilu,
           py::arg("alpha") = 1.0f, py::arg("limit") = 0.0f, py::arg("unit_begin") = 0,
-          py::arg("unit_end") = -1)
+          py::arg("unit_end") = -1, py::arg("load") = "map",
+          py::arg("nodes") = std::vector<std::tuple<int, int, int>>{}, py::arg("defer") = false)
+      .def(
+          "load",
+          [](MoeEngine& engine, const std::optional<py::function>& progress, int threads_per_node) {
+            const LoadPoll poll = PollFor(progress ? &*progress : nullptr);
+            const py::gil_scoped_release release;
+            engine.Load(threads_per_node, poll);
+          },
+          py::arg("progress") = py::none(), py::kw_only(), py::arg("threads_per_node") = 0)
       .def(
           "forward",
           [](MoeEngine& engine, int layer, uintptr_t hidden, uintptr_t topk_ids,
@@ -84,7 +125,7 @@ void BindEngine(py::module_& module) {
       .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
       .def_property_readonly("threads",
                              [](const MoeEngine& engine) { return engine.options().threads; })
-      .def_property_readonly("mapped_bytes", &MoeEngine::mapped_bytes);
+      .def_property_readonly("loaded_bytes", &MoeEngine::loaded_bytes);
 }
 
 }  // namespace lsg

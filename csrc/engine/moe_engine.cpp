@@ -119,18 +119,32 @@ MoeEngine::MoeEngine(const EngineOptions& options)
 
 MoeEngine::~MoeEngine() = default;
 
-int MoeEngine::AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin,
-                        int unit_end) {
+int MoeEngine::AddLayer(LayerMemory memory, const ActivationSpec& activation) {
   const bool int8 = options_.activations == ActivationPrecision::kInt8;
-  layers_.push_back(
-      std::make_unique<MoeLayer>(path, kernels_, activation, int8, unit_begin, unit_end));
-  mapped_bytes_ += layers_.back()->bytes();
+  layers_.push_back(std::make_unique<MoeLayer>(std::move(memory), kernels_, activation, int8));
   return static_cast<int>(layers_.size()) - 1;
+}
+
+void MoeEngine::Load(int threads_per_node, const LoadPoll& poll) {
+  std::vector<LayerMemory*> added;
+  for (size_t i = loaded_layers_; i < layers_.size(); ++i) added.push_back(&layers_[i]->memory());
+  try {
+    LoadLayers(added, threads_per_node, poll);
+  } catch (...) {
+    layers_.resize(loaded_layers_);
+    throw;
+  }
+  for (; loaded_layers_ < layers_.size(); ++loaded_layers_) {
+    loaded_bytes_ += layers_[loaded_layers_]->bytes();
+  }
 }
 
 void MoeEngine::Forward(int layer_index, const Batch& batch) {
   if (layer_index < 0 || layer_index >= static_cast<int>(layers_.size())) {
     throw Error("no layer with handle " + std::to_string(layer_index));
+  }
+  if (!layers_[layer_index]->loaded()) {
+    throw Error("layer " + std::to_string(layer_index) + " was added but not loaded");
   }
   const std::lock_guard lock(forward_mutex_);
   const MoeLayer& layer = *layers_[layer_index];

@@ -14,6 +14,7 @@
 #include "engine/moe_layer.h"
 #include "engine/routing.h"
 #include "engine/thread_pool.h"
+#include "memory/loader.h"
 
 namespace lsg {
 
@@ -42,18 +43,23 @@ class MoeEngine {
   explicit MoeEngine(const EngineOptions& options);
   ~MoeEngine();
 
-  // Maps a layer file and reads the units' pages. The engine computes units [unit_begin, unit_end)
-  // only, so its result is a partial sum unless that is all of them; unit_end -1 means the last.
-  // Throws FormatError when the file is damaged or has a format without a kernel.
-  int AddLayer(const std::string& path, const ActivationSpec& activation, int unit_begin,
-               int unit_end);
+  // The engine computes the units of `memory` only, so its result is a partial sum unless they are
+  // all of the layer's. Load comes before the first forward pass. Throws FormatError when the layer
+  // has a format without a kernel.
+  int AddLayer(LayerMemory memory, const ActivationSpec& activation);
+
+  // Brings the layers that were added since the last call into memory (loader.h); when it throws,
+  // they are gone.
+  void Load(int threads_per_node, const LoadPoll& poll);
 
   // out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]). Safe to call
-  // from several threads; calls take turns. Throws Error for a bad handle or expert id.
+  // from several threads; calls take turns. Throws Error for a bad handle or expert id, or a
+  // layer that is not loaded.
   void Forward(int layer, const Batch& batch);
 
   const EngineOptions& options() const { return options_; }
-  uint64_t mapped_bytes() const { return mapped_bytes_; }
+  // Expert bytes of loaded layers.
+  uint64_t loaded_bytes() const { return loaded_bytes_; }
 
  private:
   struct Workspace;
@@ -76,7 +82,8 @@ class MoeEngine {
   std::mutex forward_mutex_;
   std::vector<std::unique_ptr<MoeLayer>> layers_;
   std::unique_ptr<Workspace> workspace_;
-  uint64_t mapped_bytes_ = 0;
+  size_t loaded_layers_ = 0;
+  uint64_t loaded_bytes_ = 0;
 };
 
 }  // namespace lsg

@@ -1,6 +1,7 @@
 #include "engine/moe_layer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -42,26 +43,16 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
 
 }  // namespace
 
-MoeLayer::MoeLayer(const std::string& path, const Kernels& kernels,
-                   const ActivationSpec& activation, bool int8, int unit_begin, int unit_end)
-    : file_(path),
+MoeLayer::MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation,
+                   bool int8)
+    : memory_(std::move(memory)),
       activation_(activation),
-      gate_up_(KernelsFor(kernels, spec().gate_up(), int8, path)),
-      down_(KernelsFor(kernels, spec().down(), int8, path)),
-      unit_begin_(unit_begin),
-      unit_end_(unit_end < 0 ? static_cast<int>(spec().num_units()) : unit_end) {
-  const int units_in_file = static_cast<int>(spec().num_units());
-  if (unit_begin_ < 0 || unit_begin_ > unit_end_ || unit_end_ > units_in_file) {
-    throw Error(path + ": units " + std::to_string(unit_begin_) + " to " +
-                std::to_string(unit_end_) + " asked for, but it has " +
-                std::to_string(units_in_file));
-  }
-  file_.Populate(unit_begin_, unit_end_);
-}
+      gate_up_(KernelsFor(kernels, spec().gate_up(), int8, memory_.path())),
+      down_(KernelsFor(kernels, spec().down(), int8, memory_.path())) {}
 
 Panel MoeLayer::GateUpPanel(int unit, int expert) const {
   const PanelSections& s = spec().gate_up_sections();
-  Panel panel = PanelAt(spec().gate_up(), s, file_.record(unit, expert).data(), 0, s.blocks);
+  Panel panel = PanelAt(spec().gate_up(), s, memory_.record(unit, expert), 0, s.blocks);
   if (spec().gate_up().global_scale) {
     const float* global = TableAt<float>(spec().table_sections().gate_up_global) + 2 * expert;
     // A block of a gated panel is gate's outputs, then up's; without gate all are up's.
@@ -73,8 +64,8 @@ Panel MoeLayer::GateUpPanel(int unit, int expert) const {
 
 Panel MoeLayer::DownPanel(int unit, int expert, int block_begin, int block_end) const {
   const PanelFormat& format = spec().down();
-  Panel panel = PanelAt(format, spec().down_sections(), file_.record(unit, expert).data(),
-                        block_begin, block_end);
+  Panel panel =
+      PanelAt(format, spec().down_sections(), memory_.record(unit, expert), block_begin, block_end);
   const TableSections& table = spec().table_sections();
   if (format.global_scale) {
     panel.global_scale[0] = panel.global_scale[1] = TableAt<float>(table.down_global)[expert];
@@ -93,7 +84,7 @@ Panel MoeLayer::DownPanel(int unit, int expert, int block_begin, int block_end) 
 }
 
 const float* MoeLayer::DownBias(int expert) const {
-  if (!spec().down().bias || unit_begin_ != 0) return nullptr;
+  if (!spec().down().bias || unit_begin() != 0) return nullptr;
   return TableAt<float>(spec().table_sections().down_bias) + int64_t{expert} * out_stride();
 }
 

@@ -1,4 +1,4 @@
-// A layer as the engine sees it: a mapped file, the kernels for its formats, and panels ready for
+// A layer as the engine sees it: its bytes, the kernels for its formats, and panels ready for
 // them.
 //
 // Invariant: both panel formats have kernels, and the unit range lies inside the file.
@@ -8,20 +8,22 @@
 #include <cstdint>
 #include <string>
 
-#include "format/layer_file.h"
 #include "kernels/kernels.h"
+#include "memory/layer_memory.h"
 
 namespace lsg {
 
 class MoeLayer {
  public:
-  // Maps `path` for units [unit_begin, unit_end), -1 meaning the last, and reads their pages.
-  // `int8`: quantise activations where there is a kernel for it. Throws FormatError, or Error for a
-  // unit range that is not in the file.
-  MoeLayer(const std::string& path, const Kernels& kernels, const ActivationSpec& activation,
-           bool int8, int unit_begin, int unit_end);
+  // `int8`: quantise activations where there is a kernel for it. Throws FormatError for a format
+  // without kernels.
+  MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation, bool int8);
 
-  const LayerSpec& spec() const { return file_.spec(); }
+  // What forward passes read; LoadLayers brings it into memory.
+  LayerMemory& memory() { return memory_; }
+  bool loaded() const { return memory_.loaded(); }
+
+  const LayerSpec& spec() const { return memory_.spec(); }
   const ActivationSpec& activation() const { return activation_; }
   const PanelKernels& gate_up_kernels() const { return gate_up_; }
   const PanelKernels& down_kernels() const { return down_; }
@@ -32,8 +34,8 @@ class MoeLayer {
   int num_experts() const { return static_cast<int>(spec().geometry().num_experts); }
   int hidden_size() const { return static_cast<int>(spec().geometry().hidden_size); }
   bool gated() const { return spec().geometry().gated; }
-  int unit_begin() const { return unit_begin_; }
-  int units() const { return unit_end_ - unit_begin_; }
+  int unit_begin() const { return memory_.unit_begin(); }
+  int units() const { return memory_.unit_end() - memory_.unit_begin(); }
   int unit_rows() const { return static_cast<int>(spec().geometry().unit_rows); }
   int unit_tiles() const { return unit_rows() / kTileK; }
   int in_stride() const { return spec().gate_up_sections().k_tiles * kTileK; }
@@ -51,13 +53,12 @@ class MoeLayer {
  private:
   template <typename T>
   const T* TableAt(uint64_t offset) const {
-    return reinterpret_cast<const T*>(file_.table().data() + offset);
+    return reinterpret_cast<const T*>(memory_.table() + offset);
   }
 
-  LayerFile file_;
+  LayerMemory memory_;
   ActivationSpec activation_;
   PanelKernels gate_up_, down_;
-  int unit_begin_, unit_end_;
 };
 
 }  // namespace lsg

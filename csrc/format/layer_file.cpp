@@ -13,10 +13,6 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22  // Linux 5.14
-#endif
-
 namespace lsg {
 namespace {
 
@@ -91,19 +87,5 @@ uint32_t LayerFile::SlabCrc32c(uint32_t expert) const {
 }
 
 uint32_t LayerFile::TableCrc32c() const { return Crc32c(table().data(), table().size()); }
-
-void LayerFile::Populate(uint32_t unit_begin, uint32_t unit_end) const {
-  const auto* begin = data_ + spec_.record_offset(unit_begin, 0);
-  const uint64_t bytes = (unit_end - unit_begin) * spec_.unit_bytes();
-  if (bytes == 0 || madvise(const_cast<std::byte*>(begin), bytes, MADV_POPULATE_READ) == 0) return;
-  if (errno == ENOMEM || errno == EFAULT) {
-    throw CapacityError(path_ + ": its pages cannot be brought into memory (" +
-                        std::strerror(errno) + ")");
-  }
-  // An older kernel: a read of each page does the same, one fault at a time.
-  for (uint64_t at = 0; at < bytes; at += kPageBytes) {
-    static_cast<void>(*reinterpret_cast<const volatile std::byte*>(begin + at));
-  }
-}
 
 }  // namespace lsg

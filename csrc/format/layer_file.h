@@ -35,8 +35,7 @@ class LayerFile {
   uint32_t SlabCrc32c(uint32_t expert) const;
   uint32_t TableCrc32c() const;
 
-  // Reads units [begin, end) into memory now rather than at the first token.
-  void Populate(uint32_t unit_begin, uint32_t unit_end) const;
+  const std::byte* data() const { return data_; }  // the whole file
 
  private:
   std::string path_;

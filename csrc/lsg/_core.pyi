@@ -1,7 +1,7 @@
 """The C++ core: blob format, packing, quantisation, kernels and the expert engine."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -253,10 +253,27 @@ class Engine:
         limit: float = 0.0,
         unit_begin: int = 0,
         unit_end: int = -1,
+        load: str = "map",
+        nodes: Sequence[tuple[int, int, int]] = (),
+        defer: bool = False,
     ) -> int:
-        """Map a layer file; returns the handle for forward.
+        """Add a layer file and bring it into memory; returns the handle for forward.
 
-        A unit range makes this engine a tensor-parallel rank: forward gives a partial sum.
+        A unit range makes this engine a tensor-parallel rank: forward gives a partial sum. load: "map" uses
+        the file's own pages, "huge" a copy in 2 MiB pages. nodes: (NUMA node, unit_begin, unit_end), in
+        order and without gaps, instead of the range. defer: the bytes come with the next `load`.
+        """
+    def load(
+        self,
+        progress: Callable[[list[tuple[int, int, int]]], None] | None = None,
+        *,
+        threads_per_node: int = 0,
+    ) -> None:
+        """Bring deferred layers into memory, on all nodes at the same time.
+
+        progress: called several times a second with (node, bytes done, bytes in all); -1 is any node. What
+        it raises stops the load, as does a signal whose handler raises. Layers that were not loaded are
+        then gone. Raises CapacityError when memory cannot be had, FormatError when a file changes meanwhile.
         """
     def forward(
         self,
@@ -281,7 +298,7 @@ class Engine:
     @property
     def threads(self) -> int: ...
     @property
-    def mapped_bytes(self) -> int: ...
+    def loaded_bytes(self) -> int: ...
 
 def read_bandwidth(threads: int, gib: float = 1.0, streams: int = 4, seconds: float = 1.0) -> float:
     """Measured DRAM read rate in bytes/s: `streams` streams a thread, 2 MiB pages where possible."""

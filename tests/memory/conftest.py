@@ -1,0 +1,6 @@
+"""Makes the layers and the oracle of the kernel tests importable."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))

@@ -1,0 +1,165 @@
+"""Both ways to hold a layer give the same bits, and a load that fails leaves nothing behind."""
+
+import os
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from layers import RandomLayer, forward, random_layer
+
+from lsg import FormatError, LsgError, _core
+
+MODES = ["map", "huge"]
+TOKENS, HIDDEN, EXPERTS, TOP_K = 3, 96, 4, 2
+UNITS = 7
+
+
+def make(path: Path, seed: int = 0, fmt: str = "nvfp4") -> RandomLayer:
+    """A layer of 7 units, with an expert table."""
+    layer = random_layer(path, fmt=fmt, hidden=HIDDEN, intermediate=200, experts=EXPERTS, seed=seed)
+    assert layer.spec.num_units == UNITS
+    return layer
+
+
+def result(engine: _core.Engine, handle: int) -> bytes:
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(TOKENS, HIDDEN)).astype(np.float32)
+    ids = rng.permuted(np.tile(np.arange(EXPERTS, dtype=np.int32), (TOKENS, 1)), axis=1)[:, :TOP_K]
+    weights = rng.uniform(size=(TOKENS, TOP_K)).astype(np.float32)
+    return forward(engine, handle, hidden, ids, weights).tobytes()
+
+
+def resident_anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture
+def in_memory_directory():
+    """A directory on a file system without a disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.mark.parametrize("fmt", ["nvfp4", "fp8-f32-row", "int4-bf16-g32", "bf16-bias"])
+def test_a_copy_gives_the_same_bits_as_the_file(tmp_path: Path, fmt: str):
+    paths = [tmp_path / f"{seed}.lsgb" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        make(path, seed, fmt)
+    results = []
+    for mode in MODES:
+        engine = _core.Engine(threads=2)
+        handles = [engine.add_layer(str(path), load=mode) for path in paths]
+        results.append([result(engine, handle) for handle in handles])
+        assert engine.loaded_bytes == sum(
+            layer.spec.num_units * layer.spec.unit_bytes for layer in map(_core_file, paths)
+        )
+    assert results[0] == results[1]
+    assert len(set(results[0])) == len(paths)
+
+
+def _core_file(path: Path) -> _core.LayerFile:
+    return _core.LayerFile(str(path))
+
+
+def test_a_file_system_without_a_disk(in_memory_directory: Path):
+    path = in_memory_directory / "layer.lsgb"
+    make(path)
+    engine = _core.Engine(threads=1)
+    results = {result(engine, engine.add_layer(str(path), load=mode)) for mode in MODES}
+    assert len(results) == 1
+    path.unlink()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cuts=st.lists(st.integers(0, UNITS), min_size=2, max_size=6).map(sorted),
+    modes=st.lists(st.sampled_from(MODES), min_size=6, max_size=6),
+    threads=st.integers(0, 3),
+)
+def test_any_split_gives_the_same_bits(tmp_path: Path, cuts: list[int], modes: list[str], threads: int):
+    path = tmp_path / "layer.lsgb"
+    if not path.exists():
+        make(path)
+    engine = _core.Engine(threads=1)
+    whole = engine.add_layer(str(path), unit_begin=cuts[0], unit_end=cuts[-1])
+    seen = []
+    split = [
+        engine.add_layer(
+            str(path), load=mode, nodes=[(-1, begin, end) for begin, end in pairwise(cuts)], defer=True
+        )
+        for mode in modes
+    ]
+    engine.load(seen.append, threads_per_node=threads)
+    assert {result(engine, handle) for handle in split} == {result(engine, whole)}
+    spec = _core_file(path).spec
+    total = len(modes) * ((cuts[-1] - cuts[0]) * spec.unit_bytes + spec.table_bytes)
+    assert seen[-1] == [(-1, total, total)]
+
+
+@pytest.mark.parametrize("ranges", [[(0, 3), (4, 7)], [(0, 4), (3, 7)], [(3, 2)], [(-1, 2)], [(0, 8)]])
+def test_ranges_that_do_not_fit_are_refused(tmp_path: Path, ranges: list[tuple[int, int]]):
+    make(tmp_path / "layer.lsgb")
+    with pytest.raises(LsgError, match="in ranges that follow each other"):
+        _core.Engine(threads=1).add_layer(
+            str(tmp_path / "layer.lsgb"), nodes=[(-1, begin, end) for begin, end in ranges]
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_file_that_becomes_shorter_is_refused(tmp_path: Path, mode: str):
+    good, cut = tmp_path / "good.lsgb", tmp_path / "cut.lsgb"
+    make(good)
+    make(cut, seed=1)
+    engine = _core.Engine(threads=1)
+    kept = engine.add_layer(str(good), load=mode)
+    before = result(engine, kept)
+    lost = engine.add_layer(str(cut), load=mode, defer=True)
+    os.truncate(cut, 2 * 4096)
+    with pytest.raises(FormatError, match=r"cut\.lsgb.*became shorter"):
+        engine.load()
+    with pytest.raises(LsgError, match=f"no layer with handle {lost}"):
+        result(engine, lost)
+    assert result(engine, kept) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_that_was_not_loaded_does_not_compute(tmp_path: Path, mode: str):
+    make(tmp_path / "layer.lsgb")
+    engine = _core.Engine(threads=1)
+    handle = engine.add_layer(str(tmp_path / "layer.lsgb"), load=mode, defer=True)
+    with pytest.raises(LsgError, match="added but not loaded"):
+        result(engine, handle)
+    engine.load()
+    assert any(result(engine, handle))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupted_load_leaves_nothing(tmp_path: Path, mode: str):
+    path = tmp_path / "layer.lsgb"
+    random_layer(path, fmt="bf16", hidden=512, intermediate=1024, experts=12)
+    engine = _core.Engine(threads=1)
+    before = resident_anonymous_bytes()
+    engine.add_layer(str(path), load=mode, defer=True)
+
+    def interrupt(_: list[tuple[int, int, int]]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.load(interrupt)
+    assert engine.loaded_bytes == 0
+    assert resident_anonymous_bytes() - before < path.stat().st_size // 4
+    engine.load()
+    handle = engine.add_layer(str(path), load=mode)
+    assert handle == 0
+
+
+def test_no_other_mode(tmp_path: Path):
+    make(tmp_path / "layer.lsgb")
+    with pytest.raises(LsgError, match="map or huge, not 'auto'"):
+        _core.Engine(threads=1).add_layer(str(tmp_path / "layer.lsgb"), load="auto")
