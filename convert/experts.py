@@ -1,22 +1,28 @@
-"""Converts the experts: a thread takes an expert from the checkpoint to its place in the layer file.
+"""Converts the experts: a thread makes an expert's records, another one writes them.
 
-Invariant: memory holds at most one expert per thread; what waits in the queue is two numbers.
+Writing costs a thread its time but hardly any of a core's, so it has threads of its own.
+
+Invariant: memory holds at most one expert per thread and the records of one more per writing thread; what
+waits in the queue is two numbers.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
-from typing import Final
+from types import TracebackType
+from typing import Final, NamedTuple
 
 from lsg import CheckpointError, LsgError
-from lsg._core import Matrix, PanelFormat, crc32c, keep_freed_memory, pack_expert, pack_table
+from lsg._core import LayerSpec, Matrix, PanelFormat, crc32c, keep_freed_memory, pack_expert, pack_table
+from lsg.convert.direct import Bytes
 from lsg.convert.journal import Journal, SlabDone
 from lsg.convert.schedule import LayerPlan
 from lsg.convert.sources import Source
 from lsg.convert.targets import Converted, Target
 from lsg.convert.targets.values import require_finite
-from lsg.convert.writer import LayerWriter
+from lsg.convert.writer import LayerWriter, SlabBuffer
 
 Slabs = dict[tuple[int, int], SlabDone]
 
@@ -24,6 +30,8 @@ Slabs = dict[tuple[int, int], SlabDone]
 COMMIT_SECONDS: Final = 2.0
 # Enough that the threads have work while the main thread waits for the disk.
 _QUEUE: Final = 1024
+# For each thread that converts, so many that write; but no fewer than two, which most disks need to be busy.
+_WRITING_SHARE: Final = 0.5
 
 
 class UnsuitableError(CheckpointError):
@@ -66,33 +74,100 @@ def convert_experts(
 
     # Every expert needs arrays of the same sizes.
     keep_freed_memory()
-    with ThreadPoolExecutor(threads, thread_name_prefix="expert") as pool:
+    with _Threads(threads, [writer.spec for writer in writers.values()], finished) as pool:
         try:
             for layer, expert in todo:
                 expert_bytes[layer.source.index] = layer.source.expert_bytes
                 if running == _QUEUE:
                     collect(finished.get())
                     running -= 1
-                future = pool.submit(
-                    _convert_expert, source, target, layer, writers[layer.source.index], expert
+                pool.start(
+                    partial(_make_slab, source, target, layer, expert),
+                    partial(_write_slab, writers[layer.source.index], expert),
                 )
-                future.add_done_callback(finished.put)
                 running += 1
             for _ in range(running):
                 collect(finished.get())
         except (KeyboardInterrupt, LsgError):
-            pool.shutdown(cancel_futures=True)
+            pool.stop()
             while not finished.empty():
                 future = finished.get()
-                if not future.cancelled() and future.exception() is None:
+                if future.exception() is None:
                     collect(future)
             committer.commit()
             raise
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.stop()
             raise
     committer.commit()
     return slabs
+
+
+class _Slab(NamedTuple):
+    """An expert on its way to the disk."""
+
+    records: Bytes
+    table: list[tuple[int, bytes]]
+    done: SlabDone
+
+
+class _Threads:
+    """Threads that make slabs and threads that write them, with the buffers between them."""
+
+    def __init__(
+        self, threads: int, specs: Sequence[LayerSpec], finished: SimpleQueue[Future[SlabDone]]
+    ) -> None:
+        writing = max(2, round(threads * _WRITING_SHARE))
+        self._makers = ThreadPoolExecutor(threads, thread_name_prefix="expert")
+        self._writers = ThreadPoolExecutor(writing, thread_name_prefix="write")
+        self._finished = finished
+        self._free: SimpleQueue[SlabBuffer] = SimpleQueue()
+        for _ in range(threads + writing):
+            self._free.put(SlabBuffer(specs))
+
+    def __enter__(self) -> "_Threads":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # In this order: what is made is written.
+        self._makers.shutdown()
+        self._writers.shutdown()
+
+    def start(self, make: Callable[[SlabBuffer], _Slab], write: Callable[[_Slab], SlabDone]) -> None:
+        """Make and write a slab; the future of that comes out of `finished`."""
+
+        def pass_on(made: Future[Future[SlabDone]]) -> None:
+            if made.cancelled():
+                return
+            error = made.exception()
+            if error is None:
+                made.result().add_done_callback(self._finished.put)
+            else:
+                failed: Future[SlabDone] = Future()
+                failed.set_exception(error)
+                self._finished.put(failed)
+
+        self._makers.submit(self._make, make, write).add_done_callback(pass_on)
+
+    def stop(self) -> None:
+        """Let the running slabs finish, forget the others."""
+        self._makers.shutdown(cancel_futures=True)
+        self._writers.shutdown()
+
+    def _make(
+        self, make: Callable[[SlabBuffer], _Slab], write: Callable[[_Slab], SlabDone]
+    ) -> Future[SlabDone]:
+        buffer = self._free.get()
+        try:
+            slab = make(buffer)
+            written = self._writers.submit(write, slab)
+        except BaseException:
+            self._free.put(buffer)
+            raise
+        written.add_done_callback(lambda _: self._free.put(buffer))
+        return written
 
 
 class _Committer:
@@ -118,9 +193,7 @@ class _Committer:
         self._last = time.monotonic()
 
 
-def _convert_expert(
-    source: Source, target: Target, layer: LayerPlan, writer: LayerWriter, expert: int
-) -> SlabDone:
+def _make_slab(source: Source, target: Target, layer: LayerPlan, expert: int, buffer: SlabBuffer) -> _Slab:
     found = source.read(layer.source, expert)
 
     def convert(name: str, matrix: Matrix, panel: PanelFormat) -> Converted:
@@ -140,12 +213,21 @@ def _convert_expert(
     up = convert("up", found.up, layer.source.gate_up)
     down = convert("down", found.down, layer.source.down)
     matrices = gate.matrix if gate else None, up.matrix, down.matrix
-    records = pack_expert(layer.spec, *matrices)
-    writer.write_slab(expert, records)
-    writer.write_table(pack_table(layer.spec, expert, *matrices))
-    return SlabDone(
+    records = buffer.records(layer.spec, expert)
+    records[:] = pack_expert(layer.spec, *matrices)
+    crc = 0
+    for record in records:
+        crc = crc32c(record, crc)
+    done = SlabDone(
         layer=layer.source.index,
         expert=expert,
-        crc32c=crc32c(records.reshape(-1)),
+        crc32c=crc,
         errors=[gate.error if gate else None, up.error, down.error],
     )
+    return _Slab(records, pack_table(layer.spec, expert, *matrices), done)
+
+
+def _write_slab(writer: LayerWriter, expert: int, slab: _Slab) -> SlabDone:
+    writer.write_slab(expert, slab.records)
+    writer.write_table(slab.table)
+    return slab.done

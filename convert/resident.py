@@ -4,7 +4,6 @@ Invariant: bytes are copied, never interpreted, in chunks of constant size.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from lsg.convert.checkpoint import INDEX_NAME, Checkpoint
+from lsg.convert.direct import PAGE, PreallocatedFile, page_aligned, pwrite_all
 from lsg.convert.schedule import ResidentPlan
-from lsg.convert.writer import open_preallocated, pwrite_all
 
 _CHUNK_BYTES: Final = 8 << 20
 # What a model directory may need besides weights: configs, tokenizers, templates, custom code, licences.
@@ -31,19 +30,20 @@ def write_part(
     `advance` is told of every chunk's bytes.
     """
     header = _header(plan)
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    buffer = page_aligned(PAGE + _CHUNK_BYTES)
     with ExitStack() as stack:
-        fd = open_preallocated(directory / plan.name, file_bytes(plan), stack)
-        pwrite_all(fd, memoryview(header), 0)
+        file = PreallocatedFile(directory / plan.name, file_bytes(plan), stack)
+        pwrite_all(file.fd, memoryview(header), 0)
         offset = len(header)
         for tensor in plan.tensors:
             for start in range(0, tensor.nbytes if tensor.shard == shard else 0, _CHUNK_BYTES):
-                chunk = buffer[: min(_CHUNK_BYTES, tensor.nbytes - start)]
-                checkpoint.read_into(tensor, start, chunk)
-                pwrite_all(fd, chunk, offset + start)
+                begin = (offset + start) % PAGE
+                chunk = buffer[begin : begin + min(_CHUNK_BYTES, tensor.nbytes - start)]
+                checkpoint.read_into(tensor, start, chunk.data)
+                file.write(chunk, offset + start)
                 advance(len(chunk))
             offset += tensor.nbytes
-        os.fdatasync(fd)
+        file.sync()
 
 
 def file_bytes(plan: ResidentPlan) -> int:

@@ -5,15 +5,29 @@ are written; so slabs may be written by many threads and written again after a c
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from lsg._core import LayerSpec, crc32c
+from lsg.convert.direct import PAGE, Bytes, PreallocatedFile, page_aligned, pwrite_all
 from lsg.convert.journal import SlabDone
+
+
+class SlabBuffer:
+    """Memory for any one expert's records, from where a LayerWriter writes them without a copy."""
+
+    def __init__(self, specs: Iterable[LayerSpec]) -> None:
+        """Of the size that the largest of these layers' slabs needs."""
+        self._memory = page_aligned(max(spec.num_units * _stride(spec) for spec in specs))
+
+    def records(self, spec: LayerSpec, expert: int) -> Bytes:
+        """The place for an expert's records, uint8 [num_units, record_bytes], rows apart."""
+        stride = _stride(spec)
+        rows = self._memory[: spec.num_units * stride].reshape(spec.num_units, stride)
+        # In all units alike, because units begin at pages.
+        begin = spec.record_offset(0, expert) % PAGE
+        return rows[:, begin : begin + spec.record_bytes]
 
 
 class LayerWriter:
@@ -22,34 +36,34 @@ class LayerWriter:
     def __init__(self, path: Path, spec: LayerSpec, stack: ExitStack) -> None:
         """Open the file, or create and preallocate it. `stack` closes it."""
         self.spec = spec
-        self._fd = open_preallocated(path, spec.file_bytes, stack)
+        self._file = PreallocatedFile(path, spec.file_bytes, stack)
         header = spec.header()
-        self.fresh = os.pread(self._fd, len(header), 0) != header
+        self.fresh = os.pread(self._file.fd, len(header), 0) != header
         if self.fresh:
-            pwrite_all(self._fd, memoryview(header), 0)
+            pwrite_all(self._file.fd, memoryview(header), 0)
 
-    def write_slab(self, expert: int, records: npt.NDArray[np.uint8]) -> None:
+    def write_slab(self, expert: int, records: Bytes) -> None:
         """Write an expert's records, uint8 [num_units, record_bytes]. Safe to call from several threads."""
         for unit, record in enumerate(records):
-            pwrite_all(self._fd, record.data, self.spec.record_offset(unit, expert))
+            self._file.write(record, self.spec.record_offset(unit, expert))
 
     def write_table(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Write an expert's share of the expert table, (offset in the file, bytes). Safe as `write_slab`."""
         for offset, data in entries:
-            pwrite_all(self._fd, memoryview(data), offset)
+            pwrite_all(self._file.fd, memoryview(data), offset)
 
     def slab_crc32c(self, expert: int) -> int:
         """Checksum of what the file holds for an expert."""
         crc = 0
         for unit in range(self.spec.num_units):
             crc = crc32c(
-                os.pread(self._fd, self.spec.record_bytes, self.spec.record_offset(unit, expert)), crc
+                os.pread(self._file.fd, self.spec.record_bytes, self.spec.record_offset(unit, expert)), crc
             )
         return crc
 
     def sync(self) -> None:
         """Make what was written durable."""
-        os.fdatasync(self._fd)
+        self._file.sync()
 
 
 def surviving_slabs(
@@ -76,21 +90,6 @@ def surviving_slabs(
     return {(slab.layer, slab.expert): slab for slab in known}
 
 
-def open_preallocated(path: Path, nbytes: int, stack: ExitStack) -> int:
-    """A descriptor of a file of exactly `nbytes`, its blocks allocated: a full disk shows here, at once."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    stack.callback(os.close, fd)
-    if os.fstat(fd).st_size != nbytes:
-        os.ftruncate(fd, 0)
-        if nbytes:
-            os.posix_fallocate(fd, 0, nbytes)
-        os.fsync(fd)
-    return fd
-
-
-def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
-    """Pwrite without short writes."""
-    while data:
-        count = os.pwrite(fd, data, offset)
-        data = data[count:]
-        offset += count
+def _stride(spec: LayerSpec) -> int:
+    """Bytes from one record to the next in a SlabBuffer: room for one that begins anywhere in a page."""
+    return -(-(spec.record_bytes + PAGE) // PAGE) * PAGE
