@@ -7,6 +7,7 @@ namespace lsg {
 
 void BindFormat(pybind11::module_& module);
 void BindKernels(pybind11::module_& module);
+void BindLimits(pybind11::module_& module);
 void BindEngine(pybind11::module_& module);
 
 }  // namespace lsg

@@ -14,7 +14,6 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "cpu/isa.h"
-#include "cpu/read_bandwidth.h"
 
 namespace py = pybind11;
 
@@ -83,14 +82,6 @@ void BindKernels(py::module_& module) {
     mallopt(M_MMAP_THRESHOLD, kLargestMmapThreshold);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
   });
-
-  module.def(
-      "read_bandwidth",
-      [](int threads, double gib, int streams, double seconds) {
-        const py::gil_scoped_release release;
-        return ReadBandwidth(threads, static_cast<uint64_t>(gib * (1ull << 30)), streams, seconds);
-      },
-      py::arg("threads"), py::arg("gib") = 1.0, py::arg("streams") = 4, py::arg("seconds") = 1.0);
 }
 
 }  // namespace lsg

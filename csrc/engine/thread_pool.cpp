@@ -1,13 +1,12 @@
 #include "engine/thread_pool.h"
 
 #include <immintrin.h>
-#include <pthread.h>
-#include <sched.h>
 
 #include <string>
 #include <system_error>
 
 #include "base/error.h"
+#include "cpu/pin.h"
 
 namespace lsg {
 namespace {
@@ -23,16 +22,6 @@ void WaitWhileEqual(const std::atomic<T>& value, T old) {
   }
   // atomic::wait may wake for nothing.
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
-}
-
-void Pin(std::jthread& thread, int core) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (core >= 0 && core < CPU_SETSIZE) CPU_SET(core, &set);
-  if (pthread_setaffinity_np(thread.native_handle(), sizeof set, &set) != 0) {
-    throw CapacityError("a worker cannot be pinned to core " + std::to_string(core) +
-                        ": it does not exist or this process may not use it");
-  }
 }
 
 }  // namespace
@@ -55,7 +44,7 @@ ThreadPool::ThreadPool(int threads, const std::vector<int>& cores)
   try {
     for (int worker = 1; worker < threads; ++worker) {
       workers_.emplace_back([this, worker] { Work(worker); });
-      if (!cores.empty()) Pin(workers_.back(), cores[worker % cores.size()]);
+      if (!cores.empty()) PinThread(workers_.back().native_handle(), cores[worker % cores.size()]);
     }
   } catch (const std::system_error& error) {
     stopping_ = true;

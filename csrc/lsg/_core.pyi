@@ -300,8 +300,41 @@ class Engine:
     @property
     def loaded_bytes(self) -> int: ...
 
-def read_bandwidth(threads: int, gib: float = 1.0, streams: int = 4, seconds: float = 1.0) -> float:
-    """Measured DRAM read rate in bytes/s: `streams` streams a thread, 2 MiB pages where possible."""
+class Instruction(enum.Enum):
+    """What kernels spend their time in: a register width, or a tile. MADDUBS sums in 16 bits eight times."""
+
+    FMA_YMM = 0
+    MADDUBS_YMM = 1
+    FMA_ZMM = 2
+    MADDUBS_ZMM = 3
+    DPBUSD_ZMM = 4
+    DPBF16_ZMM = 5
+    TILE_BF16 = 6
+    TILE_INT8 = 7
+
+def instruction_isa(instruction: Instruction) -> Isa:
+    """The lowest level that has the instruction."""
+
+def arithmetic_peak(
+    instruction: Instruction, threads: int, *, cores: Sequence[int] = (), seconds: float = 0.2
+) -> float:
+    """Measured operations/s of all threads together, operands in registers; a multiply-add is two operations.
+
+    cores: as for Engine. Raises UnsupportedIsaError when this processor does not have the instruction.
+    """
+
+def read_bandwidth(
+    threads: int,
+    gib: float = 1.0,
+    streams: int = 4,
+    seconds: float = 1.0,
+    *,
+    cores: Sequence[int] = (),
+) -> float:
+    """Measured DRAM read rate in bytes/s of all threads together, `streams` streams each, 2 MiB pages.
+
+    cores: as for Engine; a thread's part of the memory lies on its core's node.
+    """
 
 def keep_freed_memory() -> None:
     """Let the allocator keep freed memory for the next array instead of returning it to the system."""

@@ -1,19 +1,17 @@
-#include "cpu/read_bandwidth.h"
-
 #include <emmintrin.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <chrono>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/align.h"
 #include "base/error.h"
+#include "limits/limits.h"
+#include "limits/team.h"
 
 namespace lsg {
 namespace {
@@ -58,40 +56,35 @@ uint64_t ReadOnce(const char* data, uint64_t bytes, int streams) {
 
 }  // namespace
 
-double ReadBandwidth(int threads, uint64_t bytes, int streams, double seconds) {
+double ReadBandwidth(int threads, const std::vector<int>& cores, uint64_t bytes, int streams,
+                     double seconds) {
   if (threads < 1 || streams < 1 || streams > kMaxStreams) {
     throw Error("read_bandwidth needs at least 1 thread and 1 to 8 streams");
   }
   const uint64_t part = AlignUp(std::max<uint64_t>(bytes / threads, kHugePage), kHugePage);
+  const uint64_t step = std::min<uint64_t>(part, 16 << 20) / (64 * streams) * (64 * streams);
   const Buffer buffer(part * threads);
-  std::atomic<uint64_t> total{0}, sink{0};
-  std::barrier start(threads + 1), end(threads + 1);
-  std::vector<std::jthread> readers;
-  for (int t = 0; t < threads; ++t) {
-    readers.emplace_back([&, t] {
-      char* mine = static_cast<char*>(buffer.data) + t * part;
-      std::memset(mine, t + 1, part);  // first touch: the pages are this thread's neighbours
-      start.arrive_and_wait();
-      const auto deadline =
-          std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-      uint64_t read = 0, seen = 0;
-      const uint64_t step = std::min<uint64_t>(part, 16 << 20) / (64 * streams) * (64 * streams);
-      while (std::chrono::steady_clock::now() < deadline) {
-        for (uint64_t at = 0; at + step <= part; at += step) {
-          seen ^= ReadOnce(mine + at, step, streams);
-          read += step;
+  std::atomic<uint64_t> sink{0};
+  const auto mine = [&](int thread) { return static_cast<char*>(buffer.data) + thread * part; };
+  return SumOfRates(
+      threads, cores,
+      // First touch: the pages are this thread's neighbours.
+      [&](int thread) { std::memset(mine(thread), thread + 1, part); },
+      [&](int thread) {
+        using Clock = std::chrono::steady_clock;
+        const auto begin = Clock::now();
+        std::chrono::duration<double> elapsed{0};
+        uint64_t read = 0, seen = 0;
+        while (elapsed.count() < seconds) {
+          for (uint64_t at = 0; at + step <= part; at += step) {
+            seen ^= ReadOnce(mine(thread) + at, step, streams);
+            read += step;
+          }
+          elapsed = Clock::now() - begin;
         }
-      }
-      sink ^= seen;
-      total += read;
-      end.arrive_and_wait();
-    });
-  }
-  start.arrive_and_wait();
-  const auto begin = std::chrono::steady_clock::now();
-  end.arrive_and_wait();
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  return static_cast<double>(total) / took.count();
+        sink ^= seen;
+        return static_cast<double>(read) / elapsed.count();
+      });
 }
 
 }  // namespace lsg

@@ -1,0 +1,41 @@
+#include "limits/limits.h"
+
+#include <pybind11/native_enum.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace lsg {
+
+void BindLimits(py::module_& module) {
+  py::native_enum<Instruction>(module, "Instruction", "enum.Enum")
+      .value("FMA_YMM", Instruction::kFmaYmm)
+      .value("MADDUBS_YMM", Instruction::kMaddUbsYmm)
+      .value("FMA_ZMM", Instruction::kFmaZmm)
+      .value("MADDUBS_ZMM", Instruction::kMaddUbsZmm)
+      .value("DPBUSD_ZMM", Instruction::kDpbusdZmm)
+      .value("DPBF16_ZMM", Instruction::kDpbf16Zmm)
+      .value("TILE_BF16", Instruction::kTileBf16)
+      .value("TILE_INT8", Instruction::kTileInt8)
+      .finalize();
+  module.def("instruction_isa", &IsaOf, py::arg("instruction"));
+  module.def("arithmetic_peak", &ArithmeticPeak, py::arg("instruction"), py::arg("threads"),
+             py::kw_only(), py::arg("cores") = std::vector<int>{}, py::arg("seconds") = 0.2,
+             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "read_bandwidth",
+      [](int threads, double gib, int streams, double seconds, const std::vector<int>& cores) {
+        const py::gil_scoped_release release;
+        return ReadBandwidth(threads, cores, static_cast<uint64_t>(gib * (1ull << 30)), streams,
+                             seconds);
+      },
+      py::arg("threads"), py::arg("gib") = 1.0, py::arg("streams") = 4, py::arg("seconds") = 1.0,
+      py::kw_only(), py::arg("cores") = std::vector<int>{});
+}
+
+}  // namespace lsg
