@@ -68,6 +68,21 @@ void BindEngine(py::module_& module) {
       .value("RELU2", Activation::kRelu2)
       .finalize();
 
+  py::class_<PartResidency>(module, "PartResidency")
+      .def_readonly("layer", &PartResidency::layer)
+      .def_property_readonly("node", [](const PartResidency& part) { return part.units.node; })
+      .def_property_readonly("unit_begin",
+                             [](const PartResidency& part) { return part.units.begin; })
+      .def_property_readonly("unit_end", [](const PartResidency& part) { return part.units.end; })
+      .def_readonly("bytes", &PartResidency::bytes)
+      .def_property_readonly("bytes_on",
+                             [](const PartResidency& part) { return part.residency.bytes_on; })
+      .def_property_readonly("absent_bytes",
+                             [](const PartResidency& part) { return part.residency.absent_bytes; })
+      .def_property_readonly("unknown_bytes",
+                             [](const PartResidency& part) { return part.residency.unknown_bytes; })
+      .def_readonly("huge_bytes", &PartResidency::huge_bytes);
+
   py::class_<MoeEngine>(module, "Engine")
       .def(py::init([](int threads, const std::string& isa, const std::string& activations,
                        const std::vector<int>& cores) {
@@ -103,6 +118,7 @@ void BindEngine(py::module_& module) {
             engine.Load(threads_per_node, poll);
           },
           py::arg("progress") = py::none(), py::kw_only(), py::arg("threads_per_node") = 0)
+      .def("residency", &MoeEngine::Residency, py::call_guard<py::gil_scoped_release>())
       .def(
           "forward",
           [](MoeEngine& engine, int layer, uintptr_t hidden, uintptr_t topk_ids,

@@ -139,6 +139,12 @@ void MoeEngine::Load(int threads_per_node, const LoadPoll& poll) {
   }
 }
 
+std::vector<PartResidency> MoeEngine::Residency() const {
+  std::vector<const LayerMemory*> layers;
+  for (const auto& layer : layers_) layers.push_back(&layer->memory());
+  return Survey(layers);
+}
+
 void MoeEngine::Forward(int layer_index, const Batch& batch) {
   if (layer_index < 0 || layer_index >= static_cast<int>(layers_.size())) {
     throw Error("no layer with handle " + std::to_string(layer_index));

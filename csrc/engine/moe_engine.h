@@ -15,6 +15,7 @@
 #include "engine/routing.h"
 #include "engine/thread_pool.h"
 #include "memory/loader.h"
+#include "memory/residency.h"
 
 namespace lsg {
 
@@ -51,6 +52,9 @@ class MoeEngine {
   // Brings the layers that were added since the last call into memory (loader.h); when it throws,
   // they are gone.
   void Load(int threads_per_node, const LoadPoll& poll);
+
+  // Where the unit ranges of loaded layers are; `layer` is the handle.
+  std::vector<PartResidency> Residency() const;
 
   // out[t] = sum over j of topk_weights[t, j] · expert[topk_ids[t, j]](hidden[t]). Safe to call
   // from several threads; calls take turns. Throws Error for a bad handle or expert id, or a

@@ -21,6 +21,7 @@ class MoeLayer {
 
   // What forward passes read; LoadLayers brings it into memory.
   LayerMemory& memory() { return memory_; }
+  const LayerMemory& memory() const { return memory_; }
   bool loaded() const { return memory_.loaded(); }
 
   const LayerSpec& spec() const { return memory_.spec(); }

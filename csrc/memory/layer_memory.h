@@ -47,6 +47,7 @@ class LayerMemory {
   int unit_begin() const { return units_.front().begin; }
   int unit_end() const { return units_.back().end; }
 
+  const std::vector<NodeUnits>& units() const { return units_; }
   // The unit ranges in order, then the expert table, which lies with the first of them.
   const std::vector<LayerPart>& parts() const { return parts_; }
 

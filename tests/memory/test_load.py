@@ -57,13 +57,13 @@ def test_a_copy_gives_the_same_bits_as_the_file(tmp_path: Path, fmt: str):
         handles = [engine.add_layer(str(path), load=mode) for path in paths]
         results.append([result(engine, handle) for handle in handles])
         assert engine.loaded_bytes == sum(
-            layer.spec.num_units * layer.spec.unit_bytes for layer in map(_core_file, paths)
+            layer.spec.num_units * layer.spec.unit_bytes for layer in map(opened, paths)
         )
     assert results[0] == results[1]
     assert len(set(results[0])) == len(paths)
 
 
-def _core_file(path: Path) -> _core.LayerFile:
+def opened(path: Path) -> _core.LayerFile:
     return _core.LayerFile(str(path))
 
 
@@ -97,7 +97,7 @@ def test_any_split_gives_the_same_bits(tmp_path: Path, cuts: list[int], modes: l
     ]
     engine.load(seen.append, threads_per_node=threads)
     assert {result(engine, handle) for handle in split} == {result(engine, whole)}
-    spec = _core_file(path).spec
+    spec = opened(path).spec
     total = len(modes) * ((cuts[-1] - cuts[0]) * spec.unit_bytes + spec.table_bytes)
     assert seen[-1] == [(-1, total, total)]
 
@@ -163,3 +163,34 @@ def test_no_other_mode(tmp_path: Path):
     make(tmp_path / "layer.lsgb")
     with pytest.raises(LsgError, match="map or huge, not 'auto'"):
         _core.Engine(threads=1).add_layer(str(tmp_path / "layer.lsgb"), load="auto")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_residency_sees_every_byte(tmp_path: Path, mode: str):
+    path = tmp_path / "layer.lsgb"
+    spec = random_layer(path, fmt="bf16", hidden=512, intermediate=1024, experts=12).spec
+    cut = spec.num_units // 3
+    engine = _core.Engine(threads=1)
+    layer = engine.add_layer(
+        str(path), load=mode, nodes=[(allowed_node(), 0, cut), (allowed_node(), cut, spec.num_units)]
+    )
+    parts = engine.residency()
+    ranges = [(part.layer, part.node, part.unit_begin, part.unit_end, part.bytes) for part in parts]
+    assert ranges == [
+        (layer, allowed_node(), begin, end, (end - begin) * spec.unit_bytes)
+        for begin, end in [(0, cut), (cut, spec.num_units)]
+    ]
+    for part in parts:
+        assert part.absent_bytes == 0
+        assert sum(part.bytes_on.values()) + part.unknown_bytes == part.bytes
+        assert part.huge_bytes <= part.bytes
+    # Nothing is brought in by looking.
+    engine.add_layer(str(path), load=mode, defer=True)
+    assert len(engine.residency()) == 2
+
+
+def allowed_node() -> int:
+    """A NUMA node with memory that this process may use."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("Mems_allowed_list"))
+    return int(line.split()[1].replace(",", "-").split("-")[0])
