@@ -29,6 +29,7 @@ def layer_entry(layer: LayerPlan, slabs: Mapping[tuple[int, int], SlabDone], mod
         intermediate_size=spec.intermediate_size,
         unit_rows=spec.unit_rows,
         gated=spec.gated,
+        activation=layer.source.activation,
         gate_up=manifest.Panel.of(spec.gate_up),
         down=manifest.Panel.of(spec.down),
         header_crc32c=file.header_crc32c,

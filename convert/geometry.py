@@ -6,7 +6,7 @@ tell; everything else stays in config.json, which is copied unchanged.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from lsg import CheckpointError
 from lsg.manifest import ActivationSpec
@@ -21,6 +21,8 @@ _OAI_ALPHA: Final = 1.702
 _OAI_LIMIT: Final = 7.0
 # Step's configurations name no activation: its experts have silu.
 _SILU_BY_DEFAULT: Final = ("step3p5", "step3p7")
+_SILU: Final = ("silu", "swish")
+_SITU_KEYS: Final = ("activation_situ_beta", "activation_situ_linear_beta")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,19 @@ class MoeGeometry:
     model_type: str
     num_experts: int
     top_k: int
-    activation: ActivationSpec
+    # One for all layers, or one for each.
+    activations: tuple[ActivationSpec, ...]
+
+    def activation_of(self, layer: int) -> ActivationSpec:
+        """What a layer's experts compute. Raises CheckpointError if config.json does not say it."""
+        if len(self.activations) == 1:
+            return self.activations[0]
+        if layer >= len(self.activations):
+            msg = (
+                f"config.json's swiglu_limits are {len(self.activations)}, but layer {layer} has experts too"
+            )
+            raise CheckpointError(msg)
+        return self.activations[layer]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> "MoeGeometry":
@@ -53,7 +67,7 @@ class MoeGeometry:
             model_type=model_type,
             num_experts=_positive(num_experts, "the number of experts", where),
             top_k=_positive(text.get(top_k_key), top_k_key, where),
-            activation=_activation(text, {model_type, str(text.get("model_type", ""))}, where),
+            activations=_activations(text, {model_type, str(text.get("model_type", ""))}, where),
         )
 
 
@@ -65,39 +79,41 @@ def _positive(value: object, name: str, where: str) -> int:
     return value
 
 
-def _activation(text: Mapping[str, Any], model_types: set[str], where: str) -> ActivationSpec:
+def _activations(text: Mapping[str, Any], model_types: set[str], where: str) -> tuple[ActivationSpec, ...]:
     name = next((text[key] for key in _ACTIVATION_KEYS if text.get(key) is not None), None)
     if name is None and model_types & set(_SILU_BY_DEFAULT):
         name = "silu"
-    limit = _limit(text, where)
+    limits = text.get("swiglu_limits")
+    if isinstance(limits, list) and limits and name in _SILU:
+        # Step's: one for each layer, and it cuts off what silu gives, not what it takes.
+        return tuple(_clamped("silu_clamped", _limit(limit, where)) for limit in limits)
+    limit = _limit(text.get("swiglu_limit"), where)
     if name == "swigluoai" or _OAI_MODEL_TYPE in model_types:
         alpha = float(text.get("swiglu_alpha") or _OAI_ALPHA)
-        return ActivationSpec(kind="swigluoai", alpha=alpha, limit=limit or _OAI_LIMIT)
-    if name in ("silu", "swish"):
-        return ActivationSpec(kind="swiglu_clamped" if limit else "silu", alpha=1.0, limit=limit)
+        return (ActivationSpec(kind="swigluoai", alpha=alpha, limit=limit or _OAI_LIMIT),)
+    if name in _SILU:
+        return (_clamped("swiglu_clamped", limit),)
     if limit == 0.0 and name == "gelu_pytorch_tanh":
-        return ActivationSpec(kind="gelu_tanh", alpha=1.0, limit=0.0)
+        return (ActivationSpec(kind="gelu_tanh", alpha=1.0, limit=0.0),)
     if limit == 0.0 and name == "relu2":
-        return ActivationSpec(kind="relu2", alpha=1.0, limit=0.0)
-    known = "silu, swish (both also with swiglu_limit), swigluoai, gelu_pytorch_tanh, relu2"
+        return (ActivationSpec(kind="relu2", alpha=1.0, limit=0.0),)
+    if limit == 0.0 and name == "situ":
+        beta, linear_beta = (_limit(text.get(key), where, key) for key in _SITU_KEYS)
+        # Without a beta the model's own code takes 1.
+        return (ActivationSpec(kind="situ", alpha=beta or 1.0, limit=linear_beta),)
+    known = "silu, swish (both also with swiglu_limit), swigluoai, gelu_pytorch_tanh, relu2, situ"
     clamped = " with swiglu_limit" if limit else ""
     msg = f"{where}: activation '{name}'{clamped} is not supported; known are {known}"
     raise CheckpointError(msg)
 
 
-def _limit(text: Mapping[str, Any], where: str) -> float:
-    """swiglu_limit, 0 for none; Step gives one for each layer."""
-    found = text.get("swiglu_limits")
-    limits = found if isinstance(found, list) and found else [text.get("swiglu_limit")]
-    if any(not isinstance(limit, int | float | None) or (limit or 0) < 0 for limit in limits):
-        msg = f"{where}: swiglu_limit must be a number or null, found {limits}"
+def _clamped(kind: Literal["swiglu_clamped", "silu_clamped"], limit: float) -> ActivationSpec:
+    return ActivationSpec(kind=kind if limit else "silu", alpha=1.0, limit=limit)
+
+
+def _limit(found: object, where: str, key: str = "swiglu_limit") -> float:
+    """A limit of config.json, 0 for none."""
+    if not isinstance(found, int | float | None) or isinstance(found, bool) or (found or 0) < 0:
+        msg = f"{where}: {key} must be a number or null, found {found!r}"
         raise CheckpointError(msg)
-    distinct = {float(limit or 0) for limit in limits}
-    if len(distinct) > 1:
-        values = ", ".join(f"{limit:g}" for limit in sorted(distinct))
-        msg = (
-            f"{where}: swiglu_limits differ between layers ({values}), but a repacked model has one "
-            "activation for all of them"
-        )
-        raise CheckpointError(msg)
-    return distinct.pop()
+    return float(found or 0)

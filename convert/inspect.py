@@ -30,6 +30,7 @@ class Kind:
     unit_rows: int
     num_units: int
     gated: bool
+    activation: str
     gate_up: str
     down: str
     layer_bytes: int
@@ -54,7 +55,6 @@ class Report:
             "architecture": catalogue.architecture,
             "model_type": catalogue.model_type,
             "top_k": catalogue.top_k,
-            "activation": msgspec.to_builtins(catalogue.activation),
             "kinds": [msgspec.to_builtins(kind) for kind in self.kinds],
             "total_bytes": self.total_bytes,
             "node_bytes": {str(nodes): sizes for nodes, sizes in self.node_bytes.items()},
@@ -89,13 +89,13 @@ def lines(report: Report) -> list[str]:
     found = [
         f"source      {source.model}{revision}, experts in {source.format}",
         f"made by     {catalogue.created_by}, {options}",
-        f"model       {catalogue.architecture} ({catalogue.model_type}), top_k {catalogue.top_k}, "
-        f"{catalogue.activation.kind}",
+        f"model       {catalogue.architecture} ({catalogue.model_type}), top_k {catalogue.top_k}",
     ]
     for kind in report.kinds:
         found += [
             f"layers      {_ranges(kind.layers)}: {kind.num_experts} experts, hidden {kind.hidden_size}, "
             f"intermediate {kind.intermediate_size}, {kind.num_units} units of {kind.unit_rows}",
+            f"  neuron    {kind.activation}",
             f"  gate_up   {kind.gate_up}{'' if kind.gated else ' (no gate)'}",
             f"  down      {kind.down}",
             f"  size      {_gib(kind.layer_bytes)} a layer",
@@ -144,6 +144,7 @@ def _kinds(layers: Sequence[Layer]) -> Iterable[Kind]:
             layer.unit_rows,
             _num_units(layer),
             layer.gated,
+            str(layer.activation),
             _words(layer.gate_up),
             _words(layer.down),
             layer.file_bytes,
@@ -180,7 +181,14 @@ def _words(panel: Panel) -> str:
         rows = f" of {panel.scale_rows} rows" if panel.scale_rows > 1 else ""
         words.append(f"{panel.scale_dtype} scale for {along}{rows}")
     words += [
-        name.replace("_", " ") for name in ("zero_point", "bias", "global_scale") if getattr(panel, name)
+        word
+        for word, there in (
+            ("zero point", panel.zero_point),
+            ("bias", panel.bias),
+            ("global scale", panel.global_scale),
+            ("inputs in an order of each expert's own", panel.k_permutation),
+        )
+        if there
     ]
     return ", ".join(words)
 

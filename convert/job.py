@@ -156,7 +156,6 @@ class _Job:
             architecture=self.geometry.architecture,
             model_type=self.geometry.model_type,
             top_k=self.geometry.top_k,
-            activation=self.geometry.activation,
             layers=[layer_entry(layer, slabs, directory) for layer in self.plan.layers],
         )
 

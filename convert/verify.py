@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsg import CheckpointError, FormatError, manifest
-from lsg._core import LayerFile, LayerSpec, Matrix, unpack_expert
+from lsg._core import LayerFile, LayerSpec, unpack_expert
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.console import Progress
 from lsg.convert.geometry import MoeGeometry
@@ -131,6 +131,12 @@ def _compare_layer(
             f"({spec.num_experts} of [{spec.intermediate_size}, {spec.hidden_size}])"
         )
         raise CheckpointError(msg)
+    if entry.activation != layer.activation:
+        msg = (
+            f"layer {entry.index}: the checkpoint's experts compute {layer.activation}, the manifest says "
+            f"{entry.activation}; is it the checkpoint that this was made from?"
+        )
+        raise CheckpointError(msg)
     table = file.table()
     exact = entry.error is None
 
@@ -168,11 +174,12 @@ def _measure_expert(
                 _refuse_weight(spec, layer, expert, name, row, differs)
             error += float(np.square(differs).sum())
             norm += float(np.square(value).sum())
-        if not _same_bias(mine, theirs):
-            msg = (
-                f"layer {spec.layer_index}, expert {expert}: {name}_proj has another bias than the checkpoint"
-            )
-            raise FormatError(msg)
+        for what in ("bias", "input_order"):
+            if not _same(getattr(mine, what), getattr(theirs, what)):
+                words = what.replace("_", " ")
+                where = f"layer {spec.layer_index}, expert {expert}"
+                msg = f"{where}: {name}_proj has another {words} than the checkpoint"
+                raise FormatError(msg)
         result.append((error, norm))
     return result
 
@@ -190,10 +197,10 @@ def _refuse_weight(
     raise FormatError(msg)
 
 
-def _same_bias(mine: Matrix, theirs: Matrix) -> bool:
-    if mine.bias is None or theirs.bias is None:
-        return mine.bias is theirs.bias
-    return bool(np.array_equal(mine.bias, theirs.bias))
+def _same(mine: npt.NDArray[np.generic] | None, theirs: npt.NDArray[np.generic] | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return bool(np.array_equal(mine, theirs))
 
 
 def _check_error(layer: int, name: str, pairs: list[Sums], said: float | None) -> None:

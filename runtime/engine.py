@@ -11,7 +11,6 @@ from typing import Final
 import torch
 
 from lsg import CompatError, LsgError, _core
-from lsg.manifest import ActivationSpec
 from lsg.runtime.host import Host
 from lsg.runtime.model import RepackedModel
 from lsg.runtime.settings import Settings
@@ -22,9 +21,11 @@ DTYPES: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f
 ACTIVATIONS: Final = {
     "silu": _core.Activation.SILU,
     "swiglu_clamped": _core.Activation.SWIGLU_CLAMPED,
+    "silu_clamped": _core.Activation.SILU_CLAMPED,
     "swigluoai": _core.Activation.SWIGLUOAI,
     "gelu_tanh": _core.Activation.GELU_TANH,
     "relu2": _core.Activation.RELU2,
+    "situ": _core.Activation.SITU,
 }
 PROGRESS_SECONDS: Final = 5.0
 
@@ -70,9 +71,9 @@ class ExpertEngine:
         """Map the layers with these transformer indices; returns each one's handle for `forward`."""
         handles = {}
         started = said = time.monotonic()
-        activation = self.model.manifest.activation
         for done, index in enumerate(indices, 1):
             layer = self.model.layer(index)
+            activation = layer.activation
             path = self.model.path_of(layer)
             begin, end = unit_range(-(-layer.intermediate_size // layer.unit_rows), rank, ranks)
             handles[index] = self._core.add_layer(
@@ -200,11 +201,3 @@ def process_engine(
         msg = f"{model.directory}: this process already computes the experts of {_engine.model.directory}"
         raise CompatError(msg)
     return _engine
-
-
-def describe(activation: ActivationSpec) -> str:
-    """An activation in words, for messages."""
-    parameters = [f"alpha {activation.alpha}"] if activation.kind == "swigluoai" else []
-    if activation.kind in ("swigluoai", "swiglu_clamped"):
-        parameters.append(f"limit {activation.limit}")
-    return " ".join([activation.kind, *parameters])

@@ -37,7 +37,7 @@ def find_experts(checkpoint: Checkpoint, geometry: MoeGeometry) -> Source:
     if not experts:
         msg = f"{checkpoint.directory}: config.json describes routed experts, but no tensor belongs to one"
         raise CheckpointError(msg)
-    source = RoutedExperts(checkpoint, geometry.num_experts)
+    source = RoutedExperts(checkpoint, geometry)
     stranger = next((tensor for tensor in experts if tensor.name not in source.tensor_names), None)
     if stranger is not None:
         msg = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from lsg._core import Matrix, PanelFormat
+from lsg.manifest import ActivationSpec
 
 
 class Expert(NamedTuple):
@@ -28,6 +29,7 @@ class ExpertLayer:
     hidden_size: int
     intermediate_size: int
     gated: bool
+    activation: ActivationSpec
     gate_up: PanelFormat
     down: PanelFormat
     expert_bytes: int

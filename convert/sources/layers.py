@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lsg import CheckpointError
 from lsg.convert.checkpoint import Tensor
+from lsg.convert.geometry import MoeGeometry
 from lsg.convert.sources.base import ExpertLayer
 from lsg.convert.sources.encoding import Encoding, Part
 from lsg.convert.sources.encodings import recognise
@@ -53,8 +54,9 @@ class KnownLayer:
         return [tensor for part, tensor in tensors.items() if part not in used or part in matrix.parts]
 
 
-def know_layer(named: NamedLayer, num_experts: int, hints: Mapping[str, Any]) -> KnownLayer | None:
+def know_layer(named: NamedLayer, geometry: MoeGeometry, hints: Mapping[str, Any]) -> KnownLayer | None:
     """The layer, None if it is of a kind that is not known. Raises CheckpointError, not naming the model."""
+    num_experts = geometry.num_experts
     layout = find_layout(named)
     if layout is None:
         return None
@@ -76,7 +78,7 @@ def know_layer(named: NamedLayer, num_experts: int, hints: Mapping[str, Any]) ->
         msg = f"{named.prefix} has an expert {highest}, but config.json says that there are {num_experts}"
         raise CheckpointError(msg)
     try:
-        described = _describe(named, layout, matrices, num_experts)
+        described = _describe(named, layout, matrices, geometry)
     except CheckpointError as error:
         msg = f"{named.prefix}: {error}"
         raise CheckpointError(msg) from error
@@ -132,7 +134,7 @@ def _check(named: NamedLayer, layout: Layout, matrix: KnownMatrix, expert: int, 
 
 
 def _describe(
-    named: NamedLayer, layout: Layout, matrices: list[KnownMatrix], num_experts: int
+    named: NamedLayer, layout: Layout, matrices: list[KnownMatrix], geometry: MoeGeometry
 ) -> ExpertLayer:
     *inputs, down = (
         matrix.encoding.panel([rows for _, rows in matrix.stored.makes], bias=BIAS in matrix.parts)
@@ -146,11 +148,12 @@ def _describe(
     return ExpertLayer(
         index=named.index,
         prefix=named.prefix,
-        num_experts=num_experts,
+        num_experts=geometry.num_experts,
         hidden_size=layout.hidden_size,
         intermediate_size=layout.intermediate_size,
         gated=layout.gated,
+        activation=geometry.activation_of(named.index),
         gate_up=inputs[0],
         down=down,
-        expert_bytes=sum(tensor.nbytes for tensor in read) // (num_experts if layout.stacked else 1),
+        expert_bytes=sum(tensor.nbytes for tensor in read) // (geometry.num_experts if layout.stacked else 1),
     )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lsg import CheckpointError
 from lsg._core import Matrix
 from lsg.convert.checkpoint import Checkpoint, Tensor
+from lsg.convert.geometry import MoeGeometry
 from lsg.convert.sources.base import Expert, ExpertLayer
 from lsg.convert.sources.encoding import Array
 from lsg.convert.sources.layers import BIAS, KnownLayer, KnownMatrix, know_layer
@@ -23,14 +24,14 @@ from lsg.convert.sources.numbers import is_finite, to_float32, view_of
 class RoutedExperts:
     """All routed experts of a kind that can be read; whether there are others is for the caller to ask."""
 
-    def __init__(self, checkpoint: Checkpoint, num_experts: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, geometry: MoeGeometry) -> None:
         """Find them and check that they are complete. Raises CheckpointError."""
         self._checkpoint = checkpoint
         self._layers: dict[int, KnownLayer] = {}
         hints = quantization_hints(checkpoint.config)
         try:
             for named in collect(checkpoint.tensors.values()):
-                layer = know_layer(named, num_experts, hints)
+                layer = know_layer(named, geometry, hints)
                 if layer:
                     self._layers[named.index] = layer
         except CheckpointError as error:

@@ -63,9 +63,11 @@ void BindEngine(py::module_& module) {
   py::native_enum<Activation>(module, "Activation", "enum.Enum")
       .value("SILU", Activation::kSilu)
       .value("SWIGLU_CLAMPED", Activation::kSwigluClamped)
+      .value("SILU_CLAMPED", Activation::kSiluClamped)
       .value("SWIGLUOAI", Activation::kSwigluOai)
       .value("GELU_TANH", Activation::kGeluTanh)
       .value("RELU2", Activation::kRelu2)
+      .value("SITU", Activation::kSitu)
       .finalize();
 
   py::class_<PartResidency>(module, "PartResidency")

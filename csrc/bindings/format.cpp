@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -27,6 +28,7 @@ struct Matrix {
   std::optional<Bytes> zero_points;
   std::optional<py::array_t<float, py::array::c_style>> bias;
   std::optional<float> global_scale;
+  std::optional<py::array_t<uint32_t, py::array::c_style>> input_order;
 };
 
 std::string ShapeOf(const py::array& array) {
@@ -59,10 +61,11 @@ MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols,
   if (wants_scales != matrix.scales.has_value() ||
       format.zero_point != matrix.zero_points.has_value() ||
       format.bias != matrix.bias.has_value() ||
-      format.global_scale != matrix.global_scale.has_value()) {
+      format.global_scale != matrix.global_scale.has_value() ||
+      format.k_permutation != matrix.input_order.has_value()) {
     throw FormatError(name +
-                      ": scales, zero points, bias and global scale must be there exactly when the "
-                      "panel format has them");
+                      ": scales, zero points, bias, global scale and input order must be there "
+                      "exactly when the panel format has them");
   }
   const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
   if (wants_scales) {
@@ -82,6 +85,13 @@ MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols,
     view.bias = const_cast<float*>(matrix.bias->data());
   }
   if (format.global_scale) view.global_scale = &*matrix.global_scale;
+  if (format.k_permutation) {
+    if (matrix.input_order->ndim() != 1 || matrix.input_order->shape(0) != cols) {
+      throw FormatError(name + " input order: expected shape (" + std::to_string(cols) +
+                        ",), found " + ShapeOf(*matrix.input_order));
+    }
+    view.input_order = const_cast<uint32_t*>(matrix.input_order->data());
+  }
   return view;
 }
 
@@ -109,6 +119,7 @@ Matrix EmptyMatrix(const PanelFormat& format, int rows, int cols) {
       {},
       {},
       {},
+      {},
       {}};
   const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
   const int scale_cols = SourceScaleCols(format, cols);
@@ -119,6 +130,7 @@ Matrix EmptyMatrix(const PanelFormat& format, int rows, int cols) {
   if (format.bias)
     matrix.bias = py::array_t<float, py::array::c_style>(zeros(py::dtype::of<float>(), {rows}));
   if (format.global_scale) matrix.global_scale = 0.0f;
+  if (format.k_permutation) matrix.input_order = py::array_t<uint32_t, py::array::c_style>(cols);
   return matrix;
 }
 
@@ -164,9 +176,15 @@ Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matri
 py::list PackTable(const LayerSpec& spec, int64_t index, const std::optional<Matrix>& gate,
                    const Matrix& up, const Matrix& down) {
   Expert expert{gate, up, down};
+  const ExpertView view = expert.View(spec);
+  if (const uint32_t* order = view.up.input_order) {
+    CheckInputOrder(order, view.up.cols, "up");
+    if (expert.gate && !std::equal(order, order + view.up.cols, view.gate.input_order)) {
+      throw FormatError("gate and up must have one input order");
+    }
+  }
   py::list writes;
-  for (const TableEntry& entry :
-       TableEntries(spec, CheckedExpert(spec, index), expert.View(spec))) {
+  for (const TableEntry& entry : TableEntries(spec, CheckedExpert(spec, index), view)) {
     writes.append(py::make_tuple(spec.table_offset() + entry.offset,
                                  py::bytes(static_cast<const char*>(entry.data), entry.bytes)));
   }
@@ -198,6 +216,10 @@ py::tuple Unpack(const LayerSpec& spec, const Bytes& records, const std::optiona
   for (const TableEntry& entry : TableEntries(spec, CheckedExpert(spec, index), view)) {
     std::memcpy(entry.data, table->data() + entry.offset, entry.bytes);
   }
+  if (view.up.input_order != nullptr) {
+    CheckInputOrder(view.up.input_order, hidden, "expert " + std::to_string(index));
+    if (expert.gate) expert.gate->input_order = expert.up.input_order;
+  }
   return py::make_tuple(expert.gate ? py::cast(*expert.gate) : py::none(), expert.up, expert.down);
 }
 
@@ -224,13 +246,14 @@ void BindFormat(py::module_& module) {
 
   py::class_<PanelFormat>(module, "PanelFormat")
       .def(py::init([](Dtype dtype, ScaleDtype scale_dtype, uint32_t scale_rows, uint32_t scale_k,
-                       bool zero_point, bool bias, bool global_scale) {
-             return PanelFormat{dtype,      scale_dtype, scale_rows,  scale_k,
-                                zero_point, bias,        global_scale};
+                       bool zero_point, bool bias, bool global_scale, bool k_permutation) {
+             return PanelFormat{dtype,      scale_dtype, scale_rows,   scale_k,
+                                zero_point, bias,        global_scale, k_permutation};
            }),
            py::arg("dtype"), py::arg("scale_dtype") = ScaleDtype::kNone, py::kw_only(),
            py::arg("scale_rows") = 1, py::arg("scale_k") = 0, py::arg("zero_point") = false,
-           py::arg("bias") = false, py::arg("global_scale") = false)
+           py::arg("bias") = false, py::arg("global_scale") = false,
+           py::arg("k_permutation") = false)
       .def_readonly("dtype", &PanelFormat::dtype)
       .def_readonly("scale_dtype", &PanelFormat::scale_dtype)
       .def_readonly("scale_rows", &PanelFormat::scale_rows)
@@ -238,6 +261,7 @@ void BindFormat(py::module_& module) {
       .def_readonly("zero_point", &PanelFormat::zero_point)
       .def_readonly("bias", &PanelFormat::bias)
       .def_readonly("global_scale", &PanelFormat::global_scale)
+      .def_readonly("k_permutation", &PanelFormat::k_permutation)
       .def("__eq__", [](const PanelFormat& a, const PanelFormat& b) { return a == b; })
       .def("__eq__", [](const PanelFormat&, const py::object&) { return false; })
       .attr("__hash__") = py::none();
@@ -290,17 +314,20 @@ void BindFormat(py::module_& module) {
       .def(py::init([](py::array codes, std::optional<py::array> scales,
                        std::optional<Bytes> zero_points,
                        std::optional<py::array_t<float, py::array::c_style>> bias,
-                       std::optional<float> global_scale) {
+                       std::optional<float> global_scale,
+                       std::optional<py::array_t<uint32_t, py::array::c_style>> input_order) {
              return Matrix{std::move(codes), std::move(scales), std::move(zero_points),
-                           std::move(bias), global_scale};
+                           std::move(bias),  global_scale,      std::move(input_order)};
            }),
            py::arg("codes"), py::arg("scales") = py::none(), py::arg("zero_points") = py::none(),
-           py::arg("bias") = py::none(), py::arg("global_scale") = py::none())
+           py::arg("bias") = py::none(), py::arg("global_scale") = py::none(),
+           py::arg("input_order") = py::none())
       .def_readonly("codes", &Matrix::codes)
       .def_readonly("scales", &Matrix::scales)
       .def_readonly("zero_points", &Matrix::zero_points)
       .def_readonly("bias", &Matrix::bias)
-      .def_readonly("global_scale", &Matrix::global_scale);
+      .def_readonly("global_scale", &Matrix::global_scale)
+      .def_readonly("input_order", &Matrix::input_order);
 
   module.def("pack_expert", &Pack, py::arg("spec"), py::arg("gate").none(true), py::arg("up"),
              py::arg("down"));

@@ -102,8 +102,9 @@ void Grow(std::vector<T>& buffer, int64_t size) {
 
 struct MoeEngine::Workspace {
   Routing routing;
-  std::vector<float> hidden;  // [tokens, in_stride]
-  Int8Rows hidden_int8;
+  std::vector<float> hidden;    // [tokens, in_stride]
+  std::vector<float> gathered;  // [routed tokens, in_stride], where inputs have orders
+  Int8Rows hidden_int8;         // rows of `gathered` if there are any, else of `hidden`
   std::vector<float> slots;     // [slot][token][out_stride]
   std::vector<uint8_t> filled;  // [slot][token]
   std::vector<float> act;       // [routed token][units · unit_rows]
@@ -178,12 +179,14 @@ void MoeEngine::LoadHidden(const MoeLayer& layer, const Batch& batch, int first,
   const int stride = layer.in_stride();
   const int k_tiles = stride / kTileK;
   Grow(ws.hidden, int64_t{tokens} * stride);
-  if (layer.int8_gate_up()) ws.hidden_int8.Resize(tokens, k_tiles);
+  const bool gathers = layer.spec().gate_up().k_permutation;
+  const bool quantizes = layer.int8_gate_up() && !gathers;
+  if (quantizes) ws.hidden_int8.Resize(tokens, k_tiles);
   const auto load = [&](int token) {
     float* row = ws.hidden.data() + int64_t{token} * stride;
     ToFloat(batch.hidden, batch.dtype, int64_t{first + token} * hidden_size, hidden_size, row);
     std::fill(row + hidden_size, row + stride, 0.0f);
-    if (layer.int8_gate_up()) ws.hidden_int8.Quantize(kernels_, token, 0, row, k_tiles);
+    if (quantizes) ws.hidden_int8.Quantize(kernels_, token, 0, row, k_tiles);
   };
   // One token takes about a microsecond, less than waking a worker.
   if (tokens <= kFewTokens) {
@@ -193,6 +196,30 @@ void MoeEngine::LoadHidden(const MoeLayer& layer, const Batch& batch, int first,
       for (int token = worker; token < tokens; token += pool_.size()) load(token);
     });
   }
+  if (gathers) GatherInputs(layer);
+}
+
+void MoeEngine::GatherInputs(const MoeLayer& layer) {
+  Workspace& ws = *workspace_;
+  const int hidden_size = layer.hidden_size();
+  const int stride = layer.in_stride();
+  const int k_tiles = stride / kTileK;
+  const auto entries = static_cast<int64_t>(ws.routing.tokens.size());
+  Grow(ws.gathered, entries * stride);
+  if (layer.int8_gate_up()) ws.hidden_int8.Resize(entries, k_tiles);
+  pool_.Run([&](int worker) {
+    for (const ExpertTokens& expert : ws.routing.experts) {
+      const uint32_t* order = layer.InputOrder(expert.expert);
+      for (int64_t at = expert.begin; at < expert.end; ++at) {
+        if (at % pool_.size() != worker) continue;
+        const float* x = ws.hidden.data() + int64_t{ws.routing.tokens[at].token} * stride;
+        float* row = ws.gathered.data() + at * stride;
+        for (int k = 0; k < hidden_size; ++k) row[k] = x[order[k]];
+        std::fill(row + hidden_size, row + stride, 0.0f);
+        if (layer.int8_gate_up()) ws.hidden_int8.Quantize(kernels_, at, 0, row, k_tiles);
+      }
+    }
+  });
 }
 
 void MoeEngine::StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens) {
@@ -216,15 +243,18 @@ void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedTo
   alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
   float* rows[kMaxTokens];
   for (int t = 0; t < tokens; ++t) rows[t] = outputs[t];
+  // Inputs in an expert's order have a row for each routed token, others one for each token.
+  const bool gathered = layer.spec().gate_up().k_permutation;
+  const int64_t first = routed - ws.routing.tokens.data();
+  const auto row = [&](int t) { return gathered ? first + t : int64_t{routed[t].token}; };
   if (layer.int8_gate_up()) {
     Int8Row x[kMaxTokens];
-    for (int t = 0; t < tokens; ++t) x[t] = ws.hidden_int8.Row(routed[t].token);
+    for (int t = 0; t < tokens; ++t) x[t] = ws.hidden_int8.Row(row(t));
     layer.gate_up_kernels().int8(panel, x, tokens, rows, false);
   } else {
     const float* x[kMaxTokens];
-    for (int t = 0; t < tokens; ++t) {
-      x[t] = ws.hidden.data() + int64_t{routed[t].token} * layer.in_stride();
-    }
+    const float* inputs = gathered ? ws.gathered.data() : ws.hidden.data();
+    for (int t = 0; t < tokens; ++t) x[t] = inputs + row(t) * layer.in_stride();
     layer.gate_up_kernels().f32(panel, x, tokens, rows, false);
   }
   for (int t = 0; t < tokens; ++t) {

@@ -69,6 +69,8 @@ class MoeEngine {
   struct Workspace;
 
   void LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
+  // A row for each routed token, its values in its expert's order.
+  void GatherInputs(const MoeLayer& layer);
   void Fused(const MoeLayer& layer, int tokens);
   void TwoPhase(const MoeLayer& layer, int tokens);
   void StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "format/expert_packer.h"
 
 namespace lsg {
 namespace {
@@ -48,7 +49,13 @@ MoeLayer::MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationS
     : memory_(std::move(memory)),
       activation_(activation),
       gate_up_(KernelsFor(kernels, spec().gate_up(), int8, memory_.path())),
-      down_(KernelsFor(kernels, spec().down(), int8, memory_.path())) {}
+      down_(KernelsFor(kernels, spec().down(), int8, memory_.path())) {
+  if (!spec().gate_up().k_permutation) return;
+  for (int expert = 0; expert < num_experts(); ++expert) {
+    CheckInputOrder(InputOrder(expert), hidden_size(),
+                    memory_.path() + ": expert " + std::to_string(expert));
+  }
+}
 
 Panel MoeLayer::GateUpPanel(int unit, int expert) const {
   const PanelSections& s = spec().gate_up_sections();
@@ -86,6 +93,11 @@ Panel MoeLayer::DownPanel(int unit, int expert, int block_begin, int block_end) 
 const float* MoeLayer::DownBias(int expert) const {
   if (!spec().down().bias || unit_begin() != 0) return nullptr;
   return TableAt<float>(spec().table_sections().down_bias) + int64_t{expert} * out_stride();
+}
+
+const uint32_t* MoeLayer::InputOrder(int expert) const {
+  if (!spec().gate_up().k_permutation) return nullptr;
+  return TableAt<uint32_t>(spec().table_sections().input_order) + int64_t{expert} * hidden_size();
 }
 
 }  // namespace lsg

@@ -1,7 +1,8 @@
 // A layer as the engine sees it: its bytes, the kernels for its formats, and panels ready for
 // them.
 //
-// Invariant: both panel formats have kernels, and the unit range lies inside the file.
+// Invariant: both panel formats have kernels, the unit range lies inside the file, and an input
+// order is a permutation.
 #pragma once
 
 #include <cstddef>
@@ -50,6 +51,9 @@ class MoeLayer {
   // down_proj's bias for an expert, [out_stride], or null. It does not belong to a slice of I: the
   // rank with unit 0 adds it.
   const float* DownBias(int expert) const;
+
+  // The input that each column of an expert's gate and up takes, [H]; null: column k takes input k.
+  const uint32_t* InputOrder(int expert) const;
 
  private:
   template <typename T>

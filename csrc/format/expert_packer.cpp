@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/align.h"
+#include "base/error.h"
 
 namespace lsg {
 namespace {
@@ -134,6 +135,18 @@ void MoveDown(const LayerSpec& spec, const ExpertView& expert, int unit, uint8_t
 
 }  // namespace
 
+void CheckInputOrder(const uint32_t* order, int inputs, const std::string& where) {
+  std::vector<bool> seen(inputs);
+  for (int k = 0; k < inputs; ++k) {
+    if (order[k] >= static_cast<uint32_t>(inputs) || seen[order[k]]) {
+      throw FormatError(where + ": its input order is no permutation of " + std::to_string(inputs) +
+                        " inputs (" + std::to_string(order[k]) + " at " + std::to_string(k) +
+                        "); the file is damaged, convert the model again");
+    }
+    seen[order[k]] = true;
+  }
+}
+
 int SourceScaleCols(const PanelFormat& format, int cols) {
   if (format.scale_dtype == ScaleDtype::kNone) return 0;
   return format.scale_k == 0 ? 1 : CeilDiv(cols, static_cast<int>(format.scale_k));
@@ -165,6 +178,10 @@ std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_inde
     entries.push_back({table.down_scales + first * bytes, expert.down.scales, count * bytes});
     if (down.zero_point)
       entries.push_back({table.down_zero_points + first, expert.down.zero_points, count});
+  }
+  if (spec.gate_up().k_permutation) {
+    const uint64_t bytes = spec.geometry().hidden_size * sizeof(uint32_t);
+    entries.push_back({table.input_order + e * bytes, expert.up.input_order, bytes});
   }
   return entries;
 }

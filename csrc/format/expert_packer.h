@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "format/layer_spec.h"
@@ -19,7 +20,8 @@ struct MatrixView {
   uint8_t* scales = nullptr;
   uint8_t* zero_points = nullptr;
   float* bias = nullptr;
-  float* global_scale = nullptr;  // one value
+  float* global_scale = nullptr;    // one value
+  uint32_t* input_order = nullptr;  // [cols]: the input that each column takes
   int rows = 0;
   int cols = 0;
   int scale_cols = 0;
@@ -38,10 +40,13 @@ struct TableEntry {
   size_t bytes;
 };
 
-// What the expert table holds of one expert: global scales, down's bias, down's row scales. Copy
-// from `data` to pack, to `data` to unpack.
+// What the expert table holds of one expert: global scales, down's bias, down's row scales, the
+// order of gate's and up's inputs (up's is taken). Copy from `data` to pack, to `data` to unpack.
 std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_index,
                                      const ExpertView& expert);
+
+// Throws FormatError, naming `where`, unless `order` is a permutation of 0 … inputs - 1.
+void CheckInputOrder(const uint32_t* order, int inputs, const std::string& where);
 
 // Groups of inputs a row of `cols` inputs has in a source matrix of this format.
 int SourceScaleCols(const PanelFormat& format, int cols);

@@ -93,20 +93,20 @@ RawPanelFormat ToRaw(const PanelFormat& f) {
           f.zero_point,
           f.bias,
           f.global_scale,
-          0};
+          f.k_permutation};
 }
 
 PanelFormat FromRaw(const RawPanelFormat& raw, const std::string& where) {
-  Require(raw.zero_point <= 1 && raw.bias <= 1 && raw.global_scale <= 1,
-          where + ": a zero_point, bias or global_scale flag is neither 0 nor 1");
-  Require(raw.k_permutation == 0, where + ": uses k_permutation, which version 1 reserves");
+  Require(raw.zero_point <= 1 && raw.bias <= 1 && raw.global_scale <= 1 && raw.k_permutation <= 1,
+          where + ": a zero_point, bias, global_scale or k_permutation flag is neither 0 nor 1");
   return {static_cast<Dtype>(raw.dtype),
           static_cast<ScaleDtype>(raw.scale_dtype),
           raw.scale_rows,
           raw.scale_k,
           raw.zero_point == 1,
           raw.bias == 1,
-          raw.global_scale == 1};
+          raw.global_scale == 1,
+          raw.k_permutation == 1};
 }
 
 }  // namespace
@@ -162,6 +162,9 @@ LayerSpec::LayerSpec(LayerGeometry geometry, PanelFormat gate_up, PanelFormat do
               std::to_string(g.unit_rows));
   CheckPanel(gate_up_, "gate_up");
   CheckPanel(down_, "down");
+  Require(
+      !down_.k_permutation,
+      "down: k_permutation must be 0, since the order of its inputs is the order of the neurons");
   Derive();
 }
 
@@ -204,6 +207,8 @@ void LayerSpec::Derive() {
   table_.down_bias = Place(position, down_.bias ? experts * hidden_padded() * sizeof(float) : 0);
   table_.down_scales = Place(position, row_scales * BytesOf(down_.scale_dtype));
   table_.down_zero_points = Place(position, down_.zero_point ? row_scales : 0);
+  table_.input_order =
+      Place(position, gate_up_.k_permutation ? experts * g.hidden_size * sizeof(uint32_t) : 0);
   table_.end = position;
   table_bytes_ = AlignUp(position, kPageBytes);
 }

@@ -50,6 +50,7 @@ struct PanelFormat {
   bool zero_point = false;
   bool bias = false;
   bool global_scale = false;
+  bool k_permutation = false;  // inputs in an order of each expert's own
 
   bool operator==(const PanelFormat&) const = default;
 };
@@ -68,7 +69,7 @@ struct PanelSections {
 // Offsets in bytes from the expert table's start.
 struct TableSections {
   uint64_t gate_up_global = 0, down_global = 0, down_bias = 0, down_scales = 0,
-           down_zero_points = 0;
+           down_zero_points = 0, input_order = 0;
   uint64_t end = 0;
 };
 

@@ -6,10 +6,13 @@
 namespace lsg {
 namespace {
 
-// e^x to about 2 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a degree-6 polynomial for e^r (Cephes expf),
-// then 2^n through the exponent bits. Inputs are clamped to ±87, where the result is still normal.
-// NaN stays NaN.
-inline Simd::F Exp(Simd::F x) {
+// e^x = 2^n · (1 + r + r² · tail): x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a degree-6 polynomial for
+// e^r (Cephes expf). Inputs are clamped to ±87, where e^x is still normal. NaN stays NaN: in r.
+struct ReducedExp {
+  Simd::F r, tail, power;  // power: 2^n
+};
+
+inline ReducedExp ReduceExp(Simd::F x) {
   x = Simd::Min(Simd::Set1(87.0f), Simd::Max(Simd::Set1(-87.0f), x));
   const Simd::F n = Simd::Round(Simd::Mul(x, Simd::Set1(1.44269504088896341f)));
   Simd::F r = Simd::Fma(n, Simd::Set1(-0.693359375f), x);
@@ -20,10 +23,25 @@ inline Simd::F Exp(Simd::F x) {
   p = Simd::Fma(p, r, Simd::Set1(4.1665795894e-2f));
   p = Simd::Fma(p, r, Simd::Set1(1.6666665459e-1f));
   p = Simd::Fma(p, r, Simd::Set1(5.0000001201e-1f));
-  p = Simd::Fma(p, Simd::Mul(r, r), Simd::Add(r, Simd::Set1(1.0f)));
-  // A NaN would give an arbitrary exponent here, but p is NaN already and stays so.
+  // A NaN gives an arbitrary exponent here, but r is NaN already and makes the result one.
   const Simd::I power = Simd::ShiftLeft<23>(Simd::AddInt(Simd::ToInt(n), Simd::Set1Bits(127)));
-  return Simd::Mul(p, Simd::FromBits(power));
+  return {r, p, Simd::FromBits(power)};
+}
+
+// e^x to about 2 ulp.
+inline Simd::F Exp(Simd::F x) {
+  const ReducedExp e = ReduceExp(x);
+  const Simd::F one_plus_r = Simd::Add(e.r, Simd::Set1(1.0f));
+  return Simd::Mul(Simd::Fma(e.tail, Simd::Mul(e.r, e.r), one_plus_r), e.power);
+}
+
+// (e^2x - 1) / (e^2x + 1), to a few ulp even where it is small: e^2x - 1 is put together as
+// 2^n · (e^r - 1) + (2^n - 1), in which nothing cancels that counts.
+inline Simd::F Tanh(Simd::F x) {
+  const ReducedExp e = ReduceExp(Simd::Add(x, x));
+  const Simd::F minus_one = Simd::Fma(e.tail, Simd::Mul(e.r, e.r), e.r);
+  const Simd::F numerator = Simd::Fma(minus_one, e.power, Simd::Sub(e.power, Simd::Set1(1.0f)));
+  return Simd::Div(numerator, Simd::Add(numerator, Simd::Set1(2.0f)));
 }
 
 // x · sigmoid(slope · x)
@@ -47,6 +65,14 @@ inline Simd::F Clamp(Simd::F x, Simd::F limit) {
   return Simd::Min(limit, Simd::Max(Simd::Sub(Simd::Zero(), limit), x));
 }
 
+// limit · tanh(x / limit): x where it is small, never beyond the limit.
+inline Simd::F SoftClamp(Simd::F x, float limit) {
+  return Simd::Mul(Simd::Set1(limit), Tanh(Simd::Div(x, Simd::Set1(limit))));
+}
+
+// 1 / (1 + e^-x)
+inline Simd::F Sigmoid(Simd::F x) { return Swish(Simd::Set1(1.0f), x); }
+
 inline Simd::F ApplyGated(const ActivationSpec& spec, Simd::F gate, Simd::F up) {
   const Simd::F limit = Simd::Set1(spec.limit > 0 ? spec.limit : 3.4e38f);
   switch (spec.kind) {
@@ -55,6 +81,8 @@ inline Simd::F ApplyGated(const ActivationSpec& spec, Simd::F gate, Simd::F up) 
     case Activation::kSwigluClamped:
       gate = Simd::Min(limit, gate);
       return Simd::Mul(Swish(gate, gate), Clamp(up, limit));
+    case Activation::kSiluClamped:
+      return Simd::Mul(Simd::Min(limit, Swish(gate, gate)), Clamp(up, limit));
     case Activation::kSwigluOai:
       gate = Simd::Min(limit, gate);
       return Simd::Mul(Swish(gate, Simd::Mul(gate, Simd::Set1(spec.alpha))),
@@ -63,6 +91,9 @@ inline Simd::F ApplyGated(const ActivationSpec& spec, Simd::F gate, Simd::F up) 
       return Simd::Mul(GeluTanh(gate), up);
     case Activation::kRelu2:
       return Simd::Mul(Relu2(gate), up);
+    case Activation::kSitu:
+      if (spec.limit > 0) up = SoftClamp(up, spec.limit);
+      return Simd::Mul(Simd::Mul(SoftClamp(gate, spec.alpha), Sigmoid(gate)), up);
   }
   return Simd::Zero();
 }

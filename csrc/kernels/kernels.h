@@ -45,7 +45,8 @@ using PanelInt8Fn = void (*)(const Panel&, const Int8Row* x, int tokens, float* 
 using PanelFloatFn = void (*)(const Panel&, const float* const* x, int tokens, float* const* y,
                               bool accumulate);
 
-enum class Activation { kSilu, kSwigluClamped, kSwigluOai, kGeluTanh, kRelu2 };
+// The formulas are FORMAT.md's.
+enum class Activation { kSilu, kSwigluClamped, kSiluClamped, kSwigluOai, kGeluTanh, kRelu2, kSitu };
 
 struct ActivationSpec {
   Activation kind = Activation::kSilu;

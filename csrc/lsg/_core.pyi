@@ -54,6 +54,7 @@ class PanelFormat:
         zero_point: bool = False,
         bias: bool = False,
         global_scale: bool = False,
+        k_permutation: bool = False,
     ) -> None: ...
     @property
     def dtype(self) -> Dtype: ...
@@ -69,6 +70,8 @@ class PanelFormat:
     def bias(self) -> bool: ...
     @property
     def global_scale(self) -> bool: ...
+    @property
+    def k_permutation(self) -> bool: ...
     def __eq__(self, other: object) -> bool: ...
 
 class LayerSpec:
@@ -129,7 +132,7 @@ class Matrix:
     codes: [N, K]; uint8 for 4- and 8-bit dtypes (one code a byte; int4 as q + 8), uint16 for 16-bit dtypes
     (raw bits). scales: [ceil(N / scale_rows), number of K groups], uint8, uint16 or float32 by the scale
     dtype (raw bits). zero_points: uint8, shaped as scales. bias: float32 [N]. global_scale: multiplies every
-    weight of the matrix.
+    weight of the matrix. input_order: uint32 [K], column k multiplies input input_order[k]; gate's is up's.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Matrix:
         zero_points: npt.NDArray[np.uint8] | None = None,
         bias: npt.NDArray[np.float32] | None = None,
         global_scale: float | None = None,
+        input_order: npt.NDArray[np.uint32] | None = None,
     ) -> None: ...
     @property
     def codes(self) -> npt.NDArray[np.generic]: ...
@@ -150,6 +154,8 @@ class Matrix:
     def bias(self) -> npt.NDArray[np.float32] | None: ...
     @property
     def global_scale(self) -> float | None: ...
+    @property
+    def input_order(self) -> npt.NDArray[np.uint32] | None: ...
 
 def pack_expert(spec: LayerSpec, gate: Matrix | None, up: Matrix, down: Matrix) -> npt.NDArray[np.uint8]:
     """Permute one expert into its records, uint8 [num_units, record_bytes]. gate is None when not gated.
@@ -207,9 +213,11 @@ class LayerFile:
 class Activation(enum.Enum):
     SILU = 0
     SWIGLU_CLAMPED = 1
-    SWIGLUOAI = 2
-    GELU_TANH = 3
-    RELU2 = 4
+    SILU_CLAMPED = 2
+    SWIGLUOAI = 3
+    GELU_TANH = 4
+    RELU2 = 5
+    SITU = 6
 
 class Isa(enum.Enum):
     SCALAR = 0

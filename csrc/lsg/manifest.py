@@ -48,11 +48,20 @@ class Source(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ActivationSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The experts' activation function and its parameters (limit 0: no clamp)."""
+    """The experts' activation function and its parameters (limit 0: no clamp); see FORMAT.md."""
 
-    kind: Literal["silu", "swiglu_clamped", "swigluoai", "gelu_tanh", "relu2"]
+    kind: Literal["silu", "swiglu_clamped", "silu_clamped", "swigluoai", "gelu_tanh", "relu2", "situ"]
     alpha: float
     limit: float
+
+    def __str__(self) -> str:
+        """In words, with the parameters that the kind has."""
+        words: list[str] = [self.kind]
+        if self.kind in ("swigluoai", "situ"):
+            words.append(f"alpha {self.alpha}")
+        if self.kind not in ("silu", "gelu_tanh", "relu2"):
+            words.append(f"limit {self.limit}")
+        return " ".join(words)
 
 
 class Panel(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -65,6 +74,7 @@ class Panel(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     zero_point: bool
     bias: bool
     global_scale: bool
+    k_permutation: bool
 
     @classmethod
     def of(cls, panel: PanelFormat) -> "Panel":
@@ -77,6 +87,7 @@ class Panel(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             zero_point=panel.zero_point,
             bias=panel.bias,
             global_scale=panel.global_scale,
+            k_permutation=panel.k_permutation,
         )
 
 
@@ -100,6 +111,7 @@ class Layer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     intermediate_size: int
     unit_rows: int
     gated: bool
+    activation: ActivationSpec
     gate_up: Panel
     down: Panel
     header_crc32c: int
@@ -141,7 +153,6 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     architecture: str
     model_type: str
     top_k: int
-    activation: ActivationSpec
     layers: list[Layer]
 
 

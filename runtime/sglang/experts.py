@@ -18,7 +18,7 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from lsg import CompatError
 from lsg.manifest import ActivationSpec
 from lsg.runtime import host, settings
-from lsg.runtime.engine import ExpertEngine, describe, process_engine
+from lsg.runtime.engine import ExpertEngine, process_engine
 from lsg.runtime.model import RepackedModel, open_model
 
 # On a CPU sglang pads the intermediate size to a multiple of this for every rank, for its own kernels.
@@ -121,9 +121,7 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
         """Check what the layer wants computed. Raises CompatError."""
         self._expect("top_k", moe_runner_config.top_k, self._manifest.top_k)
         self._expect("is_gated", moe_runner_config.is_gated, self._entry.gated)
-        self._expect(
-            "activation", describe(activation_of(moe_runner_config)), describe(self._manifest.activation)
-        )
+        self._expect("activation", str(activation_of(moe_runner_config)), str(self._entry.activation))
         for option in ("apply_router_weight_on_input", "no_combine"):
             if getattr(moe_runner_config, option):
                 msg = f"{self._where}: sglang asks for {option}, which lsg's experts cannot do"
@@ -164,11 +162,18 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
 
 def activation_of(config: Any) -> ActivationSpec:
     """A MoeRunnerConfig's activation in the manifest's words. Raises CompatError."""
-    limit = config.gemm1_clamp_limit if config.gemm1_clamp_limit is not None else config.swiglu_limit
+    limit = config.gemm1_clamp_limit
+    if config.activation == "situ":
+        alpha = 4.0 if config.gemm1_alpha is None else config.gemm1_alpha
+        return ActivationSpec(kind="situ", alpha=alpha, limit=limit or 0.0)
     if config.activation == "silu" and config.gemm1_alpha is not None:
-        return ActivationSpec(kind="swigluoai", alpha=config.gemm1_alpha, limit=limit or 0.0)
+        either = limit or config.swiglu_limit or 0.0
+        return ActivationSpec(kind="swigluoai", alpha=config.gemm1_alpha, limit=either)
+    # The two limits are two functions: sglang applies this one after silu, the other before.
     if config.activation == "silu" and limit is not None:
-        return ActivationSpec(kind="swiglu_clamped", alpha=1.0, limit=limit)
+        return ActivationSpec(kind="silu_clamped", alpha=1.0, limit=limit)
+    if config.activation == "silu" and config.swiglu_limit is not None:
+        return ActivationSpec(kind="swiglu_clamped", alpha=1.0, limit=config.swiglu_limit)
     if config.activation == "silu":
         return ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
     if config.activation == "gelu":

@@ -31,10 +31,13 @@ def spec_of(
 
 
 @st.composite
-def formats(draw) -> _core.PanelFormat:
+def formats(draw, down: bool = False) -> _core.PanelFormat:
     dtype = draw(st.sampled_from(DTYPES))
+    k_permutation = not down and draw(st.booleans())
     if draw(st.booleans()):
-        return _core.PanelFormat(dtype, bias=draw(st.booleans()), global_scale=draw(st.booleans()))
+        return _core.PanelFormat(
+            dtype, bias=draw(st.booleans()), global_scale=draw(st.booleans()), k_permutation=k_permutation
+        )
     return _core.PanelFormat(
         dtype,
         draw(st.sampled_from(SCALES)),
@@ -43,10 +46,13 @@ def formats(draw) -> _core.PanelFormat:
         zero_point=draw(st.booleans()),
         bias=draw(st.booleans()),
         global_scale=draw(st.booleans()),
+        k_permutation=k_permutation,
     )
 
 
-def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, cols: int) -> _core.Matrix:
+def random_matrix(
+    rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, cols: int, order: np.ndarray | None = None
+) -> _core.Matrix:
     if fmt.dtype in (_core.Dtype.BF16, _core.Dtype.F16):
         codes = rng.integers(0, 1 << 16, (rows, cols), np.uint16)
     else:
@@ -65,11 +71,12 @@ def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, c
             zeros = rng.integers(0, 256, shape, np.uint8)
     if fmt.bias:
         bias = rng.random(rows, np.float32)
-    return _core.Matrix(codes, scales, zeros, bias, np.float32(rng.random()) if fmt.global_scale else None)
+    global_scale = np.float32(rng.random()) if fmt.global_scale else None
+    return _core.Matrix(codes, scales, zeros, bias, global_scale, order if fmt.k_permutation else None)
 
 
 def assert_same(a: _core.Matrix, b: _core.Matrix) -> None:
-    for name in ("codes", "scales", "zero_points", "bias"):
+    for name in ("codes", "scales", "zero_points", "bias", "input_order"):
         x, y = getattr(a, name), getattr(b, name)
         assert (x is None) == (y is None)
         if x is not None:
@@ -80,7 +87,7 @@ def assert_same(a: _core.Matrix, b: _core.Matrix) -> None:
 @settings(deadline=None, max_examples=150)
 @given(
     gate_up=formats(),
-    down=formats(),
+    down=formats(down=True),
     hidden=st.integers(1, 140),
     intermediate=st.integers(1, 200),
     gated=st.booleans(),
@@ -92,8 +99,9 @@ def test_unpack_undoes_pack(gate_up, down, hidden, intermediate, gated, unit_row
         gate_up, down, hidden_size=hidden, intermediate_size=intermediate, gated=gated, unit_rows=unit_rows
     )
     rng = np.random.default_rng(seed)
-    gate = random_matrix(rng, gate_up, intermediate, hidden) if gated else None
-    up = random_matrix(rng, gate_up, intermediate, hidden)
+    order = rng.permutation(hidden).astype(np.uint32)
+    gate = random_matrix(rng, gate_up, intermediate, hidden, order) if gated else None
+    up = random_matrix(rng, gate_up, intermediate, hidden, order)
     matrix = random_matrix(rng, down, hidden, intermediate)
     records = _core.pack_expert(spec, gate, up, matrix)
     assert records.shape == (spec.num_units, spec.record_bytes)
@@ -114,7 +122,7 @@ def test_unpack_undoes_pack(gate_up, down, hidden, intermediate, gated, unit_row
 @settings(deadline=None, max_examples=150)
 @given(
     gate_up=formats(),
-    down=formats(),
+    down=formats(down=True),
     hidden=st.integers(1, 8192),
     intermediate=st.integers(1, 8192),
     experts=st.integers(1, 1024),
@@ -208,7 +216,8 @@ def test_every_damaged_header_byte_is_noticed(tmp_path: Path):
         (64, 2, "scale_rows must be 1 or 32"),
         (68, 48, "scale_k must be 0 or a power of two"),
         (72, 2, "neither 0 nor 1"),
-        (84, 1, "k_permutation"),
+        (84, 2, "neither 0 nor 1"),
+        (116, 1, "down: k_permutation must be 0"),
         (120, 1, "do not follow"),
         (136, 0, "do not follow"),
         (152, 1 << 31, "do not follow"),
@@ -262,6 +271,50 @@ def test_wrong_matrices_are_refused():
         )
     with pytest.raises(FormatError, match="contiguous"):
         _core.pack_expert(spec, good, good, _core.Matrix(np.zeros((80, 96), np.uint16).T))
+
+
+def permuted(order: list[int]) -> _core.Matrix:
+    return _core.Matrix(np.zeros((2, 3), np.uint16), input_order=np.array(order, np.uint32))
+
+
+def test_the_input_order_lies_where_the_text_says():
+    order = [2, 0, 1]
+    panel = _core.PanelFormat(_core.Dtype.BF16, bias=True, k_permutation=True)
+    down = _core.PanelFormat(_core.Dtype.BF16, bias=True)
+    spec = spec_of(panel, down, hidden_size=3, intermediate_size=2)
+    bias = np.zeros(2, np.float32)
+    up = _core.Matrix(np.zeros((2, 3), np.uint16), bias=bias, input_order=np.array(order, np.uint32))
+    matrix = _core.Matrix(np.zeros((3, 2), np.uint16), bias=np.ones(3, np.float32))
+    # Down's biases come first: two experts of 64 floats.
+    found = _core.pack_table(spec, 1, up, up, matrix)
+    assert found[-1] == (spec.table_offset + 2 * 64 * 4 + 1 * 3 * 4, np.array(order, "<u4").tobytes())
+    assert spec.table_bytes == 4096
+
+
+@pytest.mark.parametrize("bad", [[0, 1, 1], [0, 1, 3], [0, 1, 1 << 31]])
+def test_orders_that_are_no_permutation_are_refused(tmp_path: Path, bad: list[int]):
+    panel, down = (_core.PanelFormat(_core.Dtype.BF16, k_permutation=k) for k in (True, False))
+    spec = spec_of(panel, down, hidden_size=3, intermediate_size=2)
+    matrix = _core.Matrix(np.zeros((3, 2), np.uint16))
+    good = permuted([0, 1, 2])
+    with pytest.raises(FormatError, match="no permutation of 3 inputs"):
+        _core.pack_table(spec, 0, good, permuted(bad), matrix)
+    with pytest.raises(FormatError, match="gate and up must have one input order"):
+        _core.pack_table(spec, 0, permuted([1, 0, 2]), good, matrix)
+    with pytest.raises(FormatError, match="exactly when the panel format has them"):
+        _core.pack_table(spec, 0, good, _core.Matrix(np.zeros((2, 3), np.uint16)), matrix)
+    with pytest.raises(FormatError, match=r"input order: expected shape \(3,\)"):
+        _core.pack_table(spec, 0, permuted([0, 1]), permuted([0, 1]), matrix)
+    data = bytearray(write_file(tmp_path / "x.lsgb", spec))
+    for expert, order in enumerate([[2, 1, 0], bad]):
+        struct.pack_into("<3I", data, spec.table_offset + 12 * expert, *order)
+    (tmp_path / "x.lsgb").write_bytes(data)
+    file = _core.LayerFile(str(tmp_path / "x.lsgb"))
+    assert _core.unpack_expert(spec, file.expert(0), file.table(), 0)[1].input_order.tolist() == [2, 1, 0]
+    with pytest.raises(FormatError, match="expert 1: its input order is no permutation of 3"):
+        _core.unpack_expert(spec, file.expert(1), file.table(), 1)
+    with pytest.raises(FormatError, match=r"x.lsgb: expert 1: its input order is no permutation of 3"):
+        _core.Engine(threads=1).add_layer(str(tmp_path / "x.lsgb"))
 
 
 def test_crc32c_against_a_library():

@@ -47,6 +47,10 @@ FORMATS = {
     "bf16": _core.PanelFormat(_core.Dtype.BF16),
     "f16": _core.PanelFormat(_core.Dtype.F16),
     "bf16-bias": _core.PanelFormat(_core.Dtype.BF16, bias=True),
+    "int4-f16-g128-zero-order": _core.PanelFormat(
+        _core.Dtype.INT4, _core.ScaleDtype.F16, scale_k=128, zero_point=True, k_permutation=True
+    ),
+    "bf16-order": _core.PanelFormat(_core.Dtype.BF16, k_permutation=True),
 }
 
 
@@ -65,9 +69,16 @@ def gamma(n: int) -> float:
 
 @dataclass
 class RandomMatrix:
+    """`value` has the columns as they are packed: column k multiplies input `order[k]`."""
+
     packed: _core.Matrix
     value: F64
     bias: F64
+    order: npt.NDArray[np.uint32] | None = None
+
+    def takes(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """The inputs in the columns' order."""
+        return x if self.order is None else x[..., self.order]
 
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -133,7 +144,13 @@ def random_codes(
     return half.view(np.uint16), half.astype(np.float64), 1
 
 
-def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, cols: int) -> RandomMatrix:
+def random_matrix(
+    rng: np.random.Generator,
+    fmt: _core.PanelFormat,
+    rows: int,
+    cols: int,
+    order: npt.NDArray[np.uint32] | None = None,
+) -> RandomMatrix:
     raw, value, typical = random_codes(rng, fmt, (rows, cols))
     scales = zero_points = bias = global_scale = None
     if fmt.scale_dtype != _core.ScaleDtype.NONE:
@@ -155,8 +172,8 @@ def random_matrix(rng: np.random.Generator, fmt: _core.PanelFormat, rows: int, c
         value = value * global_scale
     if fmt.bias:
         bias = rng.normal(size=rows).astype(np.float32)
-    packed = _core.Matrix(raw, scales, zero_points, bias, global_scale)
-    return RandomMatrix(packed, value, np.zeros(rows) if bias is None else bias.astype(np.float64))
+    packed = _core.Matrix(raw, scales, zero_points, bias, global_scale, order)
+    return RandomMatrix(packed, value, np.zeros(rows) if bias is None else bias.astype(np.float64), order)
 
 
 @dataclass
@@ -178,7 +195,7 @@ def random_layer(
     seed: int = 0,
 ) -> RandomLayer:
     """Write a layer file of random experts."""
-    panel = FORMATS[fmt]
+    panel, down_panel = FORMATS[fmt], FORMATS[fmt.removesuffix("-order")]
     spec = _core.LayerSpec(
         layer_index=0,
         num_experts=experts,
@@ -186,7 +203,7 @@ def random_layer(
         intermediate_size=intermediate,
         gated=gated,
         gate_up=panel,
-        down=panel,
+        down=down_panel,
         unit_rows=unit_rows,
     )
     rng = np.random.default_rng(seed)
@@ -194,9 +211,10 @@ def random_layer(
     data = bytearray(spec.file_bytes)
     data[: len(spec.header())] = spec.header()
     for e in range(experts):
-        gate = random_matrix(rng, panel, intermediate, hidden) if gated else None
-        up = random_matrix(rng, panel, intermediate, hidden)
-        down = random_matrix(rng, panel, hidden, intermediate)
+        order = rng.permutation(hidden).astype(np.uint32) if panel.k_permutation else None
+        gate = random_matrix(rng, panel, intermediate, hidden, order) if gated else None
+        up = random_matrix(rng, panel, intermediate, hidden, order)
+        down = random_matrix(rng, down_panel, hidden, intermediate)
         made.append((gate, up, down))
         packed = (gate.packed if gate else None, up.packed, down.packed)
         records = _core.pack_expert(spec, *packed)
@@ -264,6 +282,11 @@ def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, 
         return up * sigmoid(up)
     if kind == act.SILU:
         return gate * sigmoid(gate) * up
+    if kind == act.SITU:
+        soft = limit * np.tanh(up / limit) if limit else up
+        return alpha * np.tanh(gate / alpha) * sigmoid(gate) * soft
+    if kind == act.SILU_CLAMPED:
+        return np.minimum(gate * sigmoid(gate), limit) * np.clip(up, -limit, limit)
     gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
     if kind == act.SWIGLU_CLAMPED:
         return gate * sigmoid(gate) * up
@@ -285,7 +308,6 @@ def oracle(
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
     spec = layer.spec
-    x_all = quantize_rows(hidden)[0] if int8 else hidden.astype(np.float64)
     terms = ids.shape[1] * (spec.intermediate_size + spec.num_units) + 8
     for t, (token_ids, token_weights) in enumerate(zip(ids, weights, strict=True)):
         magnitude = np.zeros(spec.hidden_size)
@@ -293,7 +315,9 @@ def oracle(
             if e < 0:
                 continue
             gate, up, down = layer.experts[e]
-            x = x_all[t]
+            # In the expert's order first: an int8 group is 32 of its columns.
+            x = up.takes(hidden[t])
+            x = quantize_rows(x)[0] if int8 else x.astype(np.float64)
             # +8: dequantising a group, adding its sums, the bias. Integer sums are exact.
             g_up = gamma(spec.hidden_size + 8)
             pre_up = up.value @ x + up.bias
@@ -304,7 +328,8 @@ def oracle(
                 err_gate = g_up * (np.abs(gate.value) @ np.abs(x) + np.abs(gate.bias))
             act = activation(kind, pre_gate, pre_up, alpha, limit) * w
             # How far the pre-activations' errors move it, by finite differences of the oracle itself
-            # (doubled for curvature), and 32 units for Exp (about 2 ulp), the division and the products.
+            # (doubled for curvature), and 32 units for Exp (about 2 ulp), the division and the products. situ
+            # has three of them, and its two tanh divide sums in which up to three quarters cancel.
             moved = np.zeros_like(act)
             for sign_g in (-1, 1):
                 for sign_u in (-1, 1):
@@ -316,7 +341,8 @@ def oracle(
                         limit,
                     )
                     moved = np.maximum(moved, np.abs(shifted * w - act))
-            err_act = 2 * moved + 32 * U * np.abs(act) + 1e-30
+            units = 96 if kind == _core.Activation.SITU else 32
+            err_act = 2 * moved + units * U * np.abs(act) + 1e-30
             if int8:
                 exact = act
                 act, step = quantize_rows(act.astype(np.float32))

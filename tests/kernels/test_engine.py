@@ -4,7 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layers import FORMATS, RandomLayer, bf16_bits, bf16_value, forward, oracle, random_layer
+from layers import (
+    FORMATS,
+    RandomLayer,
+    activation,
+    bf16_bits,
+    bf16_value,
+    forward,
+    oracle,
+    random_layer,
+)
 
 from lsg import LsgError, _core
 
@@ -52,17 +61,44 @@ def test_shapes_and_batches(tmp_path: Path, fmt: str, activations: str, isa: str
 def test_activations(tmp_path: Path, kind: _core.Activation, gated: bool, isa: str):
     layer = random_layer(tmp_path / "a.lsgb", fmt="bf16", hidden=96, intermediate=80, gated=gated)
     engine = _core.Engine(threads=1, isa=isa, activations="float")
-    clamped = kind in (_core.Activation.SWIGLU_CLAMPED, _core.Activation.SWIGLUOAI)
-    if clamped and not gated:
-        pytest.skip("the clamped activations exist with a gate only")
-    params = {"alpha": 1.702, "limit": 0.7} if clamped else {"alpha": 1.0, "limit": 0.0}
+    act = _core.Activation
+    params = {"alpha": 1.0, "limit": 0.0}
+    if kind in (act.SWIGLU_CLAMPED, act.SILU_CLAMPED, act.SWIGLUOAI, act.SITU):
+        if not gated:
+            pytest.skip("these activations exist with a gate only")
+        params = {"alpha": 1.702, "limit": 0.7}
     handle = engine.add_layer(str(layer.path), activation=kind, **params)
     for tokens in (1, 5, 140):
         check(layer, engine, handle, tokens, int8=False, kind=kind, **params)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_situ_keeps_its_precision_at_every_size(tmp_path: Path, isa: str):
+    """An identity for gate, up and down: what comes out is the activation alone."""
+    layer = random_layer(tmp_path / "s.lsgb", fmt="bf16", hidden=64, intermediate=64, experts=1)
+    one = _core.Matrix(np.where(np.eye(64), 0x3F80, 0).astype(np.uint16))
+    data = bytearray(layer.path.read_bytes())
+    for unit, record in enumerate(_core.pack_expert(layer.spec, one, one, one)):
+        at = layer.spec.record_offset(unit, 0)
+        data[at : at + len(record)] = record.tobytes()
+    layer.path.write_bytes(data)
+    engine = _core.Engine(threads=1, isa=isa, activations="float")
+    magnitudes = np.logspace(-15, 2, 64 * 63).astype(np.float32)
+    x = np.concatenate([magnitudes, -magnitudes, np.zeros(128, np.float32)]).reshape(-1, 64)
+    ids, weights = np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32)
+    for alpha, limit in [(4.0, 25.0), (1.0, 0.0)]:
+        kind = _core.Activation.SITU
+        handle = engine.add_layer(str(layer.path), activation=kind, alpha=alpha, limit=limit)
+        got = forward(engine, handle, x, ids, weights)
+        want = activation(kind, x.astype(np.float64), x.astype(np.float64), alpha, limit)
+        # The oracle's 96 units, and the clamp of Exp's argument: e^-87 and less is as good as nothing.
+        assert (np.abs(got - want) <= 96 * 2.0**-24 * np.abs(want) + 1e-30).all()
+
+
 @pytest.mark.parametrize("unit_rows", [32, 64, 128])
-@pytest.mark.parametrize("fmt", ["int4-f16-g128-zero", "fp8-f32-32x128", "nvfp4", "bf16"])
+@pytest.mark.parametrize(
+    "fmt", ["int4-f16-g128-zero", "int4-f16-g128-zero-order", "fp8-f32-32x128", "nvfp4", "bf16"]
+)
 def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
     layer = random_layer(tmp_path / "u.lsgb", fmt=fmt, hidden=160, intermediate=200, unit_rows=unit_rows)
     engine = _core.Engine(threads=2)
@@ -73,7 +109,11 @@ def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
 @pytest.mark.parametrize(
-    "fmt", ["int4-bf16-g32", "int8-bf16-g32", "fp8-f32-32x128", "mxfp4-bias", "nvfp4", "bf16", "f16"]
+    "fmt",
+    [
+        *("int4-bf16-g32", "int4-f16-g128-zero-order", "int8-bf16-g32", "fp8-f32-32x128"),
+        *("mxfp4-bias", "nvfp4", "bf16", "bf16-order", "f16"),
+    ],
 )
 def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, activations: str):
     layer = random_layer(tmp_path / "b.lsgb", fmt=fmt, hidden=200, intermediate=130, experts=8)

@@ -28,7 +28,7 @@ class Expected:
     intermediate: int
     top_k: int
     gated: bool
-    activation: Activation
-    # Module path of a layer's experts -> the layer's index.
+    # Module path of a layer's experts -> what they compute, and the layer's index.
+    activations: Mapping[str, Activation]
     indices: Mapping[str, int]
     refusal: str

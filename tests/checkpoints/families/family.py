@@ -82,6 +82,8 @@ class Family:
     keys: Keys = Keys()
     resident: Resident = Resident()
     activation: Activation = Activation()
+    # Layers that have another.
+    activations: Mapping[int, Activation] = field(default_factory=dict)
     # The configuration's name of the activation; None: the key is absent.
     activation_name: str | None = "silu"
     # model_type of a nested text_config; empty: the configuration is flat.
@@ -93,6 +95,10 @@ class Family:
     latent_key: str = ""
     # A regular expression for the sentence that refuses the model.
     refusal: str = ""
+
+    def activation_of(self, layer: int) -> Activation:
+        """What the layer's experts compute."""
+        return self.activations.get(layer, self.activation)
 
     @property
     def gated(self) -> bool:

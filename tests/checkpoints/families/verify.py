@@ -169,12 +169,12 @@ def check_manifest(out: Path, expected: Expected) -> None:
         shape = (layer.num_experts, layer.hidden_size, layer.intermediate_size, layer.gated)
         want = (expected.num_experts, expected.hidden, expected.intermediate, expected.gated)
         _require(shape == want, f"{layer.prefix}: E, H, I, gated are {shape}, expected {want}")
+        got, want_act = layer.activation, expected.activations[layer.prefix]
+        _require(
+            (got.kind, got.alpha, got.limit) == (want_act.kind, want_act.alpha, want_act.limit),
+            f"{layer.prefix}: activation {got}, expected {want_act}",
+        )
     _require(catalogue.top_k == expected.top_k, f"top_k {catalogue.top_k}, expected {expected.top_k}")
-    got, want_act = catalogue.activation, expected.activation
-    _require(
-        (got.kind, got.alpha, got.limit) == (want_act.kind, want_act.alpha, want_act.limit),
-        f"activation {got}, expected {want_act}",
-    )
 
 
 def check_resident(source: Path, out: Path, expected: Expected) -> None:
@@ -192,12 +192,12 @@ def check_resident(source: Path, out: Path, expected: Expected) -> None:
 def check_engine(out: Path, expected: Expected) -> None:
     """The engine's answer for a small batch against the experts' formula in float64, every layer."""
     catalogue = manifest.load(out)
-    spec_of = catalogue.activation
-    parameters = {"alpha": spec_of.alpha, "limit": spec_of.limit}
-    kind = Activation[spec_of.kind.upper()]
     engine = Engine(threads=2, activations="float")
     rng = np.random.default_rng(0)
     for layer in catalogue.layers:
+        spec_of = layer.activation
+        parameters = {"alpha": spec_of.alpha, "limit": spec_of.limit}
+        kind = Activation[spec_of.kind.upper()]
         path = out / manifest.DIRECTORY / layer.file
         truth = RandomLayer(LayerFile(str(path)).spec, _truth(expected, layer.prefix), path)
         hidden = rng.normal(size=(_TOKENS, expected.hidden))

@@ -49,7 +49,7 @@ def make(path: Path, model: str, format_name: str, seed: int = 0) -> Expected:
         intermediate=family.intermediate,
         top_k=family.top_k,
         gated=family.gated,
-        activation=family.activation,
+        activations={family.experts_path.format(n=n): family.activation_of(n) for n in family.moe_layers},
         indices={family.experts_path.format(n=n): n for n in family.moe_layers},
         refusal=family.refusal or form.refusal,
     )

@@ -22,7 +22,7 @@ def test_reads_what_the_experts_need():
     geometry = MoeGeometry.from_config(CONFIG, "config.json")
     assert geometry.architecture == "Qwen3MoeForCausalLM"
     assert (geometry.num_experts, geometry.top_k) == (128, 8)
-    assert geometry.activation == ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
+    assert geometry.activation_of(7) == ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
 
 
 @pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config"])
@@ -47,7 +47,6 @@ def test_other_spellings_of_top_k(key):
         ({"hidden_act": "swish"}, ("silu", 1.0, 0.0)),
         ({"hidden_act": "silu", "swiglu_limit": None}, ("silu", 1.0, 0.0)),
         ({"hidden_act": "silu", "swiglu_limit": 10.0}, ("swiglu_clamped", 1.0, 10.0)),
-        ({"hidden_act": "silu", "swiglu_limits": [7, 7.0]}, ("swiglu_clamped", 1.0, 7.0)),
         ({"model_type": "step3p5", "swiglu_limits": [0.0, None]}, ("silu", 1.0, 0.0)),
         (
             {"model_type": "outer", "text_config": WITHOUT_ACTIVATION | {"model_type": "step3p5"}},
@@ -58,12 +57,26 @@ def test_other_spellings_of_top_k(key):
         ({"hidden_act": "swigluoai", "swiglu_alpha": 1.5, "swiglu_limit": 6.0}, ("swigluoai", 1.5, 6.0)),
         ({"hidden_act": "swigluoai"}, ("swigluoai", 1.702, 7.0)),
         ({"model_type": "gpt_oss", "hidden_act": "silu", "swiglu_limit": 7.0}, ("swigluoai", 1.702, 7.0)),
+        (
+            {"hidden_act": "situ", "activation_situ_beta": 4, "activation_situ_linear_beta": 25.0},
+            ("situ", 4.0, 25.0),
+        ),
+        ({"hidden_act": "situ"}, ("situ", 1.0, 0.0)),
     ],
 )
 def test_activations(config, expected):
     kind, alpha, limit = expected
-    found = read(WITHOUT_ACTIVATION | config).activation
+    found = read(WITHOUT_ACTIVATION | config).activation_of(0)
     assert found == ActivationSpec(kind=kind, alpha=alpha, limit=limit)
+
+
+def test_layers_may_clamp_differently():
+    """What silu gives, not what it takes, and a layer without an entry is not guessed."""
+    geometry = read(CONFIG | {"swiglu_limits": [None, 0.0, 7]})
+    found = [geometry.activation_of(layer) for layer in range(3)]
+    assert [(spec.kind, spec.limit) for spec in found] == [("silu", 0), ("silu", 0), ("silu_clamped", 7)]
+    with pytest.raises(CheckpointError, match="swiglu_limits are 3, but layer 3 has experts too"):
+        geometry.activation_of(3)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +87,15 @@ def test_activations(config, expected):
         ({"num_experts": "many"}, "positive integer, found 'many'"),
         ({"num_experts_per_tok": None}, "num_experts_per_tok must be a positive integer, found None"),
         ({"num_experts_per_tok": True}, "num_experts_per_tok must be a positive integer, found True"),
-        ({"hidden_act": "situ"}, "activation 'situ' is not supported"),
+        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
+        ({"hidden_act": "situ", "activation_situ_beta": "4"}, "activation_situ_beta must be a number"),
         ({"hidden_act": None}, "activation 'None' is not supported"),
         (
             {"hidden_act": "relu2", "swiglu_limit": 7.0},
             "activation 'relu2' with swiglu_limit is not supported",
         ),
         ({"swiglu_limit": "7"}, "swiglu_limit must be a number or null, found"),
-        ({"swiglu_limits": [0.0, 7.0]}, r"swiglu_limits differ between layers \(0, 7\), but"),
+        ({"swiglu_limits": [0.0, True]}, "swiglu_limit must be a number or null, found True"),
     ],
 )
 def test_refuses(change, sentence):

@@ -36,12 +36,12 @@ def test_manifest(convert, pristine, tmp_path):
     assert found.source == manifest.Source(model="tiny-moe", revision=None, format="bf16")
     assert found.options == {"experts": "int4", "search": False}
     assert (found.architecture, found.model_type, found.top_k) == ("Qwen3MoeForCausalLM", "qwen3_moe", 2)
-    assert found.activation == manifest.ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
+    assert found.layers[0].activation == manifest.ActivationSpec(kind="silu", alpha=1.0, limit=0.0)
     assert [layer.index for layer in found.layers] == [0, 1]
     layer = found.layers[1]
     assert layer.prefix == "model.layers.1.mlp.experts"
     assert (layer.num_experts, layer.hidden_size, layer.intermediate_size) == (4, 96, 80)
-    assert layer.gate_up == layer.down == manifest.Panel("int4", "bf16", 1, 32, False, False, False)
+    assert layer.gate_up == layer.down == manifest.Panel("int4", "bf16", 1, 32, False, False, False, False)
 
 
 def test_lossless_layers_have_no_error(convert, pristine, tmp_path):

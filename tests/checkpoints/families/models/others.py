@@ -124,8 +124,7 @@ OTHERS: Final[Mapping[str, Family]] = {
         _STEP,
         formats={"bf16": PER_PROJECTION},
         text=dict(_STEP.text) | {"swiglu_limits": [0.0, 0.0, 7.0]},
-        # A manifest has one activation for all layers; to compute one of them wrongly is no option.
-        refusal="swiglu_limits",
+        activations={2: Activation("silu_clamped", 1.0, 7.0)},
     ),
     "gemma-4-26B-A4B": Family(
         "Gemma4ForConditionalGeneration",

@@ -66,7 +66,13 @@ def test_a_row_of_weights_in_the_engine(out: Path, expected: Expected, projectio
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("activation", Activation("swigluoai", 1.702, 8.0)),
+        (
+            "activations",
+            {
+                "model.layers.0.mlp.experts": Activation("swigluoai", 1.702, 7.0),
+                "model.layers.1.mlp.experts": Activation("swigluoai", 1.702, 8.0),
+            },
+        ),
         ("top_k", 3),
         ("hidden", 256),
         ("indices", {"model.layers.0.mlp.experts": 0}),

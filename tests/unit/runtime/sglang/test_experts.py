@@ -66,9 +66,15 @@ class Engine:
     [
         (runner_config(), "silu", 1.0, 0.0),
         (runner_config(swiglu_limit=10.0), "swiglu_clamped", 1.0, 10.0),
+        (runner_config(gemm1_clamp_limit=7.0), "silu_clamped", 1.0, 7.0),
         (runner_config(gemm1_alpha=1.702, gemm1_clamp_limit=7.0), "swigluoai", 1.702, 7.0),
         (runner_config(activation="gelu"), "gelu_tanh", 1.0, 0.0),
         (runner_config(activation="relu2", is_gated=False), "relu2", 1.0, 0.0),
+        (
+            runner_config(activation="situ", gemm1_alpha=4.0, gemm1_clamp_limit=25.0),
+            *("situ", 4.0, 25.0),
+        ),
+        (runner_config(activation="situ"), "situ", 4.0, 0.0),
     ],
 )
 def test_activations(config, kind, alpha, limit, experts):
@@ -77,8 +83,8 @@ def test_activations(config, kind, alpha, limit, experts):
 
 
 def test_an_unknown_activation_is_refused(experts):
-    with pytest.raises(CompatError, match="'situ'"):
-        experts.activation_of(runner_config(activation="situ"))
+    with pytest.raises(CompatError, match="'mish'"):
+        experts.activation_of(runner_config(activation="mish"))
 
 
 @pytest.mark.parametrize(
