@@ -39,9 +39,10 @@ class LayerFile {
 
  private:
   std::string path_;
-  const std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
   LayerSpec spec_;
+  void* reserved_;
+  size_t reserved_bytes_;
+  const std::byte* data_;
 };
 
 }  // namespace lsg

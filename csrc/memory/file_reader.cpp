@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -54,10 +56,37 @@ void FileReader::Read(uint64_t offset, std::span<std::byte> out, bool cached) co
   if (done < out.size() && (error == 0 || error == EINVAL)) {
     done += ReadUpTo(buffered_, offset + done, out.subspan(done), &error);
   }
-  posix_fadvise(buffered_, static_cast<off_t>(offset), static_cast<off_t>(out.size()),
-                POSIX_FADV_DONTNEED);
-  if (done == out.size()) return;
-  const std::string place = path_ + ": byte " + std::to_string(offset + done);
+  Drop(offset, out.size());
+  if (done < out.size()) ThrowShort(offset + done, error);
+}
+
+void FileReader::Cache(uint64_t offset, uint64_t bytes) const {
+  // Advice belongs to the open file, and the others want to read ahead.
+  const int file = open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
+  std::vector<std::byte> unused(std::min(bytes, uint64_t{1} << 18));
+  int error = 0;
+  uint64_t done = 0;
+  while (done < bytes) {
+    const auto wanted = std::min<uint64_t>(unused.size(), bytes - done);
+    const uint64_t got = ReadUpTo(file, offset + done, std::span(unused).first(wanted), &error);
+    done += got;
+    if (got < wanted) break;
+  }
+  close(file);
+  if (done < bytes) ThrowShort(offset + done, error);
+}
+
+void FileReader::Drop(uint64_t offset, uint64_t bytes) const {
+  const auto at = static_cast<off_t>(offset), count = static_cast<off_t>(bytes);
+  // Pages that still have to be written do not go.
+  sync_file_range(buffered_, at, count,
+                  SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  posix_fadvise(buffered_, at, count, POSIX_FADV_DONTNEED);
+}
+
+void FileReader::ThrowShort(uint64_t offset, int error) const {
+  const std::string place = path_ + ": byte " + std::to_string(offset);
   if (error != 0) throw FormatError(place + " cannot be read (" + std::strerror(error) + ")");
   throw FormatError(place +
                     " is past its end, so it became shorter while it was loaded; copy or "

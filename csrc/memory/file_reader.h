@@ -1,7 +1,7 @@
-// Reads a file once, into memory that will be its only copy.
+// Reads a file so that its bytes are in memory once: in ours, or in the page cache.
 //
-// Invariant: what was read does not stay in the page cache, except for pages that another process
-// has mapped.
+// Invariant: what others keep is theirs; pages that another process has mapped stay in the page
+// cache.
 #pragma once
 
 #include <cstddef>
@@ -19,12 +19,22 @@ class FileReader {
   FileReader& operator=(const FileReader&) = delete;
   ~FileReader();
 
-  // Fills `out` from `offset`; both are multiples of 4096, as is out's address. Past the page cache
+  // Fills `out` from `offset` and leaves nothing of it in the page cache. Offset, size and address
+  // are multiples of 4096. Past the page cache
   // where the file system allows it (O_DIRECT), unless `cached` says that the bytes are in it. Safe
   // to call from several threads. Throws FormatError when the file is shorter or cannot be read.
   void Read(uint64_t offset, std::span<std::byte> out, bool cached) const;
 
+  // Brings exactly [offset, offset + bytes) into the page cache; nothing is read ahead.
+  void Cache(uint64_t offset, uint64_t bytes) const;
+
+  // Takes what lies whole in [offset, offset + bytes) out of the page cache.
+  void Drop(uint64_t offset, uint64_t bytes) const;
+
  private:
+  // `error` 0: the file ends at `offset`.
+  [[noreturn]] void ThrowShort(uint64_t offset, int error) const;
+
   std::string path_;
   int buffered_;
   int direct_;  // -1 where O_DIRECT is refused

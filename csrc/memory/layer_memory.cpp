@@ -1,5 +1,7 @@
 #include "memory/layer_memory.h"
 
+#include <sys/mman.h>
+
 #include <utility>
 
 #include "base/error.h"
@@ -36,8 +38,10 @@ LayerMemory::LayerMemory(const std::string& path, LoadMode mode, std::vector<Nod
     parts_.push_back({range.node, spec_.record_offset(range.begin, 0),
                       (range.end - range.begin) * spec_.unit_bytes()});
   }
-  parts_.push_back({units_.front().node, spec_.table_offset(), spec_.table_bytes()});
+  parts_.push_back({units_.back().node, spec_.table_offset(), spec_.table_bytes()});
   if (mode_ == LoadMode::kMap) {
+    // Page faults then read 2 MiB at a time, into one page where the file system can.
+    madvise(const_cast<std::byte*>(file_->data()), spec_.file_bytes(), MADV_HUGEPAGE);
     for (LayerPart& part : parts_) part.data = file_->data() + part.offset;
   }
 }

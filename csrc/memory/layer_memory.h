@@ -48,7 +48,7 @@ class LayerMemory {
   int unit_end() const { return units_.back().end; }
 
   const std::vector<NodeUnits>& units() const { return units_; }
-  // The unit ranges in order, then the expert table, which lies with the first of them.
+  // The unit ranges in order, then the expert table, which lies with the last of them.
   const std::vector<LayerPart>& parts() const { return parts_; }
 
   const std::byte* record(int unit, int expert) const {

@@ -1,13 +1,9 @@
 #include "memory/loader.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
@@ -15,86 +11,71 @@
 #include <thread>
 #include <utility>
 
-#include "base/error.h"
+#include "base/align.h"
 #include "memory/file_reader.h"
+#include "memory/map_reader.h"
 #include "memory/node_policy.h"
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22  // Linux 5.14
-#endif
 
 namespace lsg {
 namespace {
 
 // One request: long enough for a disk's best rate, short enough to share among threads and to stop
-// between.
+// between. A multiple of a huge page, so that no two threads share one.
 constexpr uint64_t kChunkBytes = uint64_t{4} << 20;
 constexpr int kDefaultThreads = 4;
 constexpr auto kPollInterval = std::chrono::milliseconds(100);
 
+// A layer and how it is read.
+struct Source {
+  LayerMemory* layer;
+  std::unique_ptr<MapReader> map;
+  std::unique_ptr<FileReader> huge;
+  std::vector<const std::byte*> data;  // where each part goes
+};
+
 struct Chunk {
-  const LayerMemory* layer;
-  const FileReader* file;  // null: map
+  const Source* source;
   uint64_t offset;
   uint64_t bytes;
-  std::byte* data;
+  std::byte* to;
 };
 
 struct NodeLoad {
-  int node = kAnyNode;
   uint64_t huge_bytes = 0;
   std::shared_ptr<Arena> arena;
   uint64_t arena_used = 0;
   std::vector<Chunk> chunks;
-  uint64_t total_bytes = 0;
   std::atomic<size_t> next{0};
+  uint64_t total_bytes = 0;
   std::atomic<uint64_t> done_bytes{0};
   std::atomic<int> readers{0};
 };
 
-void Populate(const Chunk& chunk) {
-  if (madvise(chunk.data, chunk.bytes, MADV_POPULATE_READ) == 0) return;
-  if (errno == EFAULT) {
-    throw FormatError(chunk.layer->path() +
-                      ": became shorter while it was loaded, or cannot be read; copy or convert it "
-                      "again");
-  }
-  if (errno == ENOMEM) {
-    throw CapacityError(chunk.layer->path() + ": its pages cannot be brought into memory (" +
-                        std::strerror(errno) + ")");
-  }
-  // An older kernel: a read of each page does the same, one fault at a time.
-  for (uint64_t at = 0; at < chunk.bytes; at += kPageBytes) {
-    static_cast<void>(*reinterpret_cast<const volatile std::byte*>(chunk.data + at));
-  }
-}
+using Job = std::function<void()>;
 
-// Whether all of the chunk is in the page cache: a copy then beats the disk. The kernel says so to
-// the file's owner only, and yes to others; they read through the page cache.
-bool IsCached(const std::byte* mapped, uint64_t bytes) {
-  std::vector<unsigned char> resident(bytes / kPageBytes);
-  if (mincore(const_cast<std::byte*>(mapped), bytes, resident.data()) != 0) return false;
-  return std::all_of(resident.begin(), resident.end(), [](unsigned char page) { return page & 1; });
-}
-
-void Bring(const Chunk& chunk) {
-  if (chunk.file == nullptr) {
-    Populate(chunk);
-    return;
-  }
-  const bool cached = IsCached(chunk.layer->file_data(chunk.offset), chunk.bytes);
-  chunk.file->Read(chunk.offset, {chunk.data, chunk.bytes}, cached);
-}
+// 2 MiB of a mapped file with pages that are not where they belong.
+struct Window {
+  const Source* source;
+  uint64_t offset;
+  auto operator<=>(const Window&) const = default;
+};
 
 class Load {
  public:
-  explicit Load(const std::vector<LayerMemory*>& layers) : layers_(layers) {
-    for (const LayerMemory* layer : layers_) {
+  explicit Load(const std::vector<LayerMemory*>& layers) {
+    for (LayerMemory* layer : layers) {
+      const bool huge = layer->mode() == LoadMode::kHuge;
+      auto source = std::make_unique<Source>(Source{layer, nullptr, nullptr, {}});
+      if (huge) {
+        source->huge = std::make_unique<FileReader>(layer->path());
+      } else {
+        source->map = std::make_unique<MapReader>(*layer);
+      }
+      sources_.push_back(std::move(source));
       for (const LayerPart& part : layer->parts()) {
         NodeLoad& node = nodes_[part.node];
-        node.node = part.node;
         node.total_bytes += part.bytes;
-        if (layer->mode() == LoadMode::kHuge) node.huge_bytes += part.bytes;
+        if (huge) node.huge_bytes += part.bytes;
       }
     }
     for (auto& [number, node] : nodes_) {
@@ -102,76 +83,120 @@ class Load {
         node.arena = std::make_shared<Arena>(node.huge_bytes, std::vector<int>{number});
       }
     }
-    for (const LayerMemory* layer : layers_) Plan(*layer);
+    for (const auto& source : sources_) Plan(*source);
   }
 
   void Run(int threads_per_node, const LoadPoll& poll) {
-    {
-      std::vector<std::jthread> readers;
-      // Also when a thread cannot be started: those that run stop before they are joined.
-      try {
-        for (auto& [number, node] : nodes_) {
-          const int wanted = threads_per_node > 0 ? threads_per_node : kDefaultThreads;
-          const int threads = static_cast<int>(std::min<size_t>(wanted, node.chunks.size()));
-          node.readers += threads;
-          running_ += threads;
-          for (int i = 0; i < threads; ++i) readers.emplace_back([this, &node] { Read(node); });
+    const int wanted = threads_per_node > 0 ? threads_per_node : kDefaultThreads;
+    RunThreads(poll, [&](std::vector<Job>& jobs) {
+      for (auto& [number, node] : nodes_) {
+        node.readers = static_cast<int>(std::min<size_t>(wanted, node.chunks.size()));
+        for (int i = 0; i < node.readers; ++i) {
+          jobs.push_back([this, number = number, &node = node] { Read(number, node); });
         }
-        for (std::unique_lock lock(mutex_);
-             !ended_.wait_for(lock, kPollInterval, [&] { return running_ == 0; });) {
-          lock.unlock();
-          poll(Progress());
-          lock.lock();
-        }
-      } catch (...) {
-        stop_ = true;
-        throw;
       }
-    }
-    if (error_) std::rethrow_exception(error_);
+    });
+    std::sort(windows_.begin(), windows_.end());
+    windows_.erase(std::unique(windows_.begin(), windows_.end()), windows_.end());
+    RunThreads(poll, [&](std::vector<Job>& jobs) {
+      for (size_t i = 0; i < std::min<size_t>(wanted, windows_.size()); ++i) {
+        jobs.push_back([this] { Settle(); });
+      }
+    });
     poll(Progress());
     HandOver();
   }
 
  private:
-  void Plan(const LayerMemory& layer) {
-    const FileReader* file = nullptr;
-    if (layer.mode() == LoadMode::kHuge) {
-      files_.push_back(std::make_unique<FileReader>(layer.path()));
-      file = files_.back().get();
-    }
-    std::vector<const std::byte*>& data = data_.emplace_back();
-    for (const LayerPart& part : layer.parts()) {
+  void Plan(Source& source) {
+    for (const LayerPart& part : source.layer->parts()) {
       NodeLoad& node = nodes_.at(part.node);
       auto* to = const_cast<std::byte*>(part.data);
-      if (file != nullptr && part.bytes > 0) {
+      if (source.huge != nullptr && part.bytes > 0) {
         to = node.arena->data() + node.arena_used;
         node.arena_used += part.bytes;
       }
-      data.push_back(to);
-      for (uint64_t at = 0; at < part.bytes; at += kChunkBytes) {
-        node.chunks.push_back(
-            {&layer, file, part.offset + at, std::min(kChunkBytes, part.bytes - at), to + at});
+      source.data.push_back(to);
+      const uint64_t end = part.offset + part.bytes;
+      for (uint64_t at = part.offset, next; at < end; at = next) {
+        next = std::min(end, AlignUp(at + 1, kChunkBytes));
+        node.chunks.push_back({&source, at, next - at, to + (at - part.offset)});
       }
     }
   }
 
-  void Read(NodeLoad& node) {
-    try {
-      BindThread(node.node);
-      for (size_t at = node.next++; at < node.chunks.size() && !stop_; at = node.next++) {
-        Bring(node.chunks[at]);
-        node.done_bytes += node.chunks[at].bytes;
+  void Read(int number, NodeLoad& node) {
+    binder_.Bind(number);
+    for (size_t at = node.next++; at < node.chunks.size() && !stop_; at = node.next++) {
+      const Chunk& chunk = node.chunks[at];
+      if (chunk.source->map != nullptr) {
+        BringMapped(chunk, number);
+      } else {
+        const bool cached = IsCached(chunk.source->layer->file_data(chunk.offset), chunk.bytes);
+        chunk.source->huge->Read(chunk.offset, {chunk.to, chunk.bytes}, cached);
       }
-      if (--node.readers == 0 && !stop_ && node.arena != nullptr) node.arena->Seal();
-    } catch (...) {
-      const std::lock_guard lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      stop_ = true;
+      node.done_bytes += chunk.bytes;
     }
+    if (--node.readers == 0 && !stop_ && node.arena != nullptr) node.arena->Seal();
+  }
+
+  void BringMapped(const Chunk& chunk, int node) {
+    if (chunk.source->map->Bring(chunk.offset, chunk.bytes, node)) return;
     const std::lock_guard lock(mutex_);
-    --running_;
-    ended_.notify_one();
+    const uint64_t end = chunk.offset + chunk.bytes;
+    for (uint64_t at = chunk.offset / kHugePageBytes * kHugePageBytes; at < end;
+         at += kHugePageBytes) {
+      windows_.push_back({chunk.source, at});
+    }
+  }
+
+  void Settle() {
+    for (size_t at = next_window_++; at < windows_.size() && !stop_; at = next_window_++) {
+      windows_[at].source->map->Settle(windows_[at].offset, binder_);
+    }
+  }
+
+  // Runs jobs on threads of their own while the calling thread polls. The first error of either
+  // stops all.
+  template <typename Fill>
+  void RunThreads(const LoadPoll& poll, const Fill& fill) {
+    std::vector<Job> jobs;
+    fill(jobs);
+    size_t running = 0;
+    std::exception_ptr error;
+    const auto run = [&](const Job& job) {
+      std::exception_ptr mine;
+      try {
+        job();
+      } catch (...) {
+        stop_ = true;
+        mine = std::current_exception();
+      }
+      const std::lock_guard lock(mutex_);
+      if (error == nullptr) error = mine;
+      --running;
+      ended_.notify_one();
+    };
+    std::vector<std::jthread> threads;
+    try {
+      for (const auto& job : jobs) {
+        {
+          const std::lock_guard lock(mutex_);
+          ++running;
+        }
+        threads.emplace_back(run, std::cref(job));
+      }
+      std::unique_lock lock(mutex_);
+      while (!ended_.wait_for(lock, kPollInterval, [&] { return running == 0; })) {
+        lock.unlock();
+        poll(Progress());
+        lock.lock();
+      }
+    } catch (...) {
+      stop_ = true;
+      throw;
+    }
+    if (error != nullptr) std::rethrow_exception(error);
   }
 
   std::vector<NodeProgress> Progress() const {
@@ -183,27 +208,26 @@ class Load {
   }
 
   void HandOver() {
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      if (layers_[i]->mode() == LoadMode::kMap) {
-        layers_[i]->SetLoaded();
+    for (const auto& source : sources_) {
+      if (source->map != nullptr) {
+        source->layer->SetLoaded();
         continue;
       }
       std::vector<std::shared_ptr<const Arena>> arenas;
-      for (const LayerPart& part : layers_[i]->parts()) {
+      for (const LayerPart& part : source->layer->parts()) {
         if (part.bytes > 0) arenas.push_back(nodes_.at(part.node).arena);
       }
-      layers_[i]->SetLoaded(data_[i], std::move(arenas));
+      source->layer->SetLoaded(source->data, std::move(arenas));
     }
   }
 
-  std::vector<LayerMemory*> layers_;
+  const ThreadBinder binder_;
+  std::vector<std::unique_ptr<Source>> sources_;
   std::map<int, NodeLoad> nodes_;
-  std::vector<std::unique_ptr<FileReader>> files_;
-  std::vector<std::vector<const std::byte*>> data_;  // of each layer's parts
+  std::vector<Window> windows_;
+  std::atomic<size_t> next_window_{0};
   std::mutex mutex_;
   std::condition_variable ended_;
-  int running_ = 0;
-  std::exception_ptr error_;
   std::atomic<bool> stop_{false};
 };
 

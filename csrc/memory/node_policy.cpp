@@ -1,6 +1,5 @@
 #include "memory/node_policy.h"
 
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,24 +27,23 @@ unsigned long MaskBits(const std::vector<unsigned long>& mask) {
   return mask.size() * kMaskBits + 1;
 }
 
-}  // namespace
-
-std::vector<int> CpusOfNode(int node) {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {};
+// The CPUs of `node` among `allowed`.
+cpu_set_t CpusOfNode(int node, const cpu_set_t& allowed) {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
   std::ifstream list("/sys/devices/system/node/node" + std::to_string(node) + "/cpulist");
-  std::vector<int> cpus;
   int first;
   while (list >> first) {
     int last = first;
     if (list.peek() == '-') list.ignore() >> last;
-    for (int cpu = first; cpu <= last && cpu < CPU_SETSIZE; ++cpu) {
-      if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
-    }
+    for (int cpu = first; cpu <= last && cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &cpus);
     if (list.peek() == ',') list.ignore();
   }
+  CPU_AND(&cpus, &cpus, &allowed);
   return cpus;
 }
+
+}  // namespace
 
 bool BindMemory(void* data, size_t bytes, const std::vector<int>& nodes) {
   if (nodes.empty() || nodes.front() == kAnyNode) return true;
@@ -53,18 +51,17 @@ bool BindMemory(void* data, size_t bytes, const std::vector<int>& nodes) {
   return syscall(SYS_mbind, data, bytes, kPolicyBind, mask.data(), MaskBits(mask), 0) == 0;
 }
 
-bool BindThread(int node) {
+ThreadBinder::ThreadBinder() {
+  if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
+}
+
+bool ThreadBinder::Bind(int node) const {
   if (node == kAnyNode) return true;
-  bool bound = true;
-  const std::vector<int> cpus = CpusOfNode(node);
-  if (!cpus.empty()) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    for (const int cpu : cpus) CPU_SET(cpu, &set);
-    bound = sched_setaffinity(0, sizeof set, &set) == 0;
-  }
+  const cpu_set_t cpus = CpusOfNode(node, allowed_);
+  const bool pinned =
+      sched_setaffinity(0, sizeof cpus, CPU_COUNT(&cpus) > 0 ? &cpus : &allowed_) == 0;
   const auto mask = Mask({node});
-  return syscall(SYS_set_mempolicy, kPolicyBind, mask.data(), MaskBits(mask)) == 0 && bound;
+  return syscall(SYS_set_mempolicy, kPolicyBind, mask.data(), MaskBits(mask)) == 0 && pinned;
 }
 
 }  // namespace lsg

@@ -189,6 +189,28 @@ def test_residency_sees_every_byte(tmp_path: Path, mode: str):
     assert len(engine.residency()) == 2
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_pages_that_cannot_be_where_they_should_are_reported(tmp_path: Path, mode: str):
+    path = tmp_path / "layer.lsgb"
+    spec = random_layer(path, fmt="bf16", hidden=512, intermediate=1024, experts=12).spec
+    cut = spec.num_units // 3
+    missing = 500
+    engine = _core.Engine(threads=1)
+    whole = engine.add_layer(str(path))
+    nodes = [(allowed_node(), 0, cut), (missing, cut, spec.num_units)]
+    split = engine.add_layer(str(path), load=mode, nodes=nodes)
+    (part,) = (part for part in engine.residency() if part.node == missing)
+    assert missing not in part.bytes_on
+    assert sum(part.bytes_on.values()) + part.unknown_bytes == part.bytes
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(1, 512)).astype(np.float32)
+    ids, weights = np.arange(12, dtype=np.int32)[None], np.ones((1, 12), np.float32)
+    assert (
+        forward(engine, split, hidden, ids, weights).tobytes()
+        == forward(engine, whole, hidden, ids, weights).tobytes()
+    )
+
+
 def allowed_node() -> int:
     """A NUMA node with memory that this process may use."""
     status = Path("/proc/self/status").read_text()
