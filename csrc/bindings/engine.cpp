@@ -105,7 +105,7 @@ void BindEngine(py::module_& module) {
             const py::gil_scoped_release release;
             const int handle = engine.AddLayer(LayerMemory(path, mode, std::move(units)),
                                                {activation, alpha, limit});
-            if (!defer) engine.Load(0, PollFor(nullptr));
+            if (!defer) engine.Load(0, false, PollFor(nullptr));
             return handle;
           },
           py::arg("path"), py::kw_only(), py::arg("activation") = Activation::kSilu,
@@ -114,12 +114,14 @@ void BindEngine(py::module_& module) {
           py::arg("nodes") = std::vector<std::tuple<int, int, int>>{}, py::arg("defer") = false)
       .def(
           "load",
-          [](MoeEngine& engine, const std::optional<py::function>& progress, int threads_per_node) {
+          [](MoeEngine& engine, const std::optional<py::function>& progress, int threads_per_node,
+             bool lock) {
             const LoadPoll poll = PollFor(progress ? &*progress : nullptr);
             const py::gil_scoped_release release;
-            engine.Load(threads_per_node, poll);
+            engine.Load(threads_per_node, lock, poll);
           },
-          py::arg("progress") = py::none(), py::kw_only(), py::arg("threads_per_node") = 0)
+          py::arg("progress") = py::none(), py::kw_only(), py::arg("threads_per_node") = 0,
+          py::arg("lock") = false)
       .def("residency", &MoeEngine::Residency, py::call_guard<py::gil_scoped_release>())
       .def(
           "forward",
@@ -143,7 +145,8 @@ void BindEngine(py::module_& module) {
       .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
       .def_property_readonly("threads",
                              [](const MoeEngine& engine) { return engine.options().threads; })
-      .def_property_readonly("loaded_bytes", &MoeEngine::loaded_bytes);
+      .def_property_readonly("loaded_bytes", &MoeEngine::loaded_bytes)
+      .def_property_readonly("locked_bytes", &MoeEngine::locked_bytes);
 }
 
 }  // namespace lsg

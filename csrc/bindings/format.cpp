@@ -13,6 +13,7 @@
 #include "format/expert_packer.h"
 #include "format/layer_file.h"
 #include "format/layer_spec.h"
+#include "memory/file_probe.h"
 
 namespace py = pybind11;
 
@@ -354,6 +355,9 @@ void BindFormat(py::module_& module) {
       .def(py::init<std::string>(), py::arg("path"))
       .def_property_readonly("spec", &LayerFile::spec)
       .def_property_readonly("header_crc32c", &LayerFile::header_crc32c)
+      .def_property_readonly("lives_in_memory", &LivesInMemory)
+      .def("cached_bytes", &CachedBytes, py::call_guard<py::gil_scoped_release>())
+      .def("maps_huge", &MapsHuge, py::call_guard<py::gil_scoped_release>())
       .def(
           "expert",
           [](const LayerFile& file, int64_t expert) {

@@ -126,7 +126,7 @@ int MoeEngine::AddLayer(LayerMemory memory, const ActivationSpec& activation) {
   return static_cast<int>(layers_.size()) - 1;
 }
 
-void MoeEngine::Load(int threads_per_node, const LoadPoll& poll) {
+void MoeEngine::Load(int threads_per_node, bool lock, const LoadPoll& poll) {
   std::vector<LayerMemory*> added;
   for (size_t i = loaded_layers_; i < layers_.size(); ++i) added.push_back(&layers_[i]->memory());
   try {
@@ -137,6 +137,7 @@ void MoeEngine::Load(int threads_per_node, const LoadPoll& poll) {
   }
   for (; loaded_layers_ < layers_.size(); ++loaded_layers_) {
     loaded_bytes_ += layers_[loaded_layers_]->bytes();
+    if (lock) locked_bytes_ += layers_[loaded_layers_]->memory().Lock();
   }
 }
 

@@ -50,8 +50,8 @@ class MoeEngine {
   int AddLayer(LayerMemory memory, const ActivationSpec& activation);
 
   // Brings the layers that were added since the last call into memory (loader.h); when it throws,
-  // they are gone.
-  void Load(int threads_per_node, const LoadPoll& poll);
+  // they are gone. `lock`: also keeps them there, as far as the limit on locked memory permits.
+  void Load(int threads_per_node, bool lock, const LoadPoll& poll);
 
   // Where the unit ranges of loaded layers are; `layer` is the handle.
   std::vector<PartResidency> Residency() const;
@@ -64,6 +64,7 @@ class MoeEngine {
   const EngineOptions& options() const { return options_; }
   // Expert bytes of loaded layers.
   uint64_t loaded_bytes() const { return loaded_bytes_; }
+  uint64_t locked_bytes() const { return locked_bytes_; }
 
  private:
   struct Workspace;
@@ -90,6 +91,7 @@ class MoeEngine {
   std::unique_ptr<Workspace> workspace_;
   size_t loaded_layers_ = 0;
   uint64_t loaded_bytes_ = 0;
+  uint64_t locked_bytes_ = 0;
 };
 
 }  // namespace lsg

@@ -21,6 +21,7 @@ class LayerFile {
   LayerFile& operator=(const LayerFile&) = delete;
   ~LayerFile();
 
+  const std::string& path() const { return path_; }
   const LayerSpec& spec() const { return spec_; }
   uint32_t header_crc32c() const;
 

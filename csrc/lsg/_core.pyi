@@ -203,6 +203,13 @@ class LayerFile:
     def spec(self) -> LayerSpec: ...
     @property
     def header_crc32c(self) -> int: ...
+    @property
+    def lives_in_memory(self) -> bool:
+        """Whether the file system has no disk."""
+    def cached_bytes(self) -> int:
+        """Bytes in the page cache; the kernel tells the file's owner only, others hear all of them."""
+    def maps_huge(self) -> bool:
+        """Whether mapping the file gives 2 MiB pages; reads the 2 MiB in its middle to find out."""
     def expert(self, expert: int) -> npt.NDArray[np.uint8]:
         """A copy of the expert's records, uint8 [num_units, record_bytes]."""
     def slab_crc32c(self, expert: int) -> int: ...
@@ -303,12 +310,14 @@ class Engine:
         progress: Callable[[list[tuple[int, int, int]]], None] | None = None,
         *,
         threads_per_node: int = 0,
+        lock: bool = False,
     ) -> None:
         """Bring deferred layers into memory, on all nodes at the same time.
 
         progress: called several times a second with (node, bytes done, bytes in all); -1 is any node. What
         it raises stops the load, as does a signal whose handler raises. Layers that were not loaded are
-        then gone. Raises CapacityError when memory cannot be had, FormatError when a file changes meanwhile.
+        then gone. lock: keep them from being evicted or swapped, as far as the limit on locked memory
+        permits. Raises CapacityError when memory cannot be had, FormatError when a file changes meanwhile.
         """
     def residency(self) -> list[PartResidency]:
         """Where every unit range of the loaded layers is; about 0.05 s per GB, divided by the cores."""
@@ -336,6 +345,8 @@ class Engine:
     def threads(self) -> int: ...
     @property
     def loaded_bytes(self) -> int: ...
+    @property
+    def locked_bytes(self) -> int: ...
 
 class Instruction(enum.Enum):
     """What kernels spend their time in: a register width, or a tile. MADDUBS sums in 16 bits eight times."""

@@ -46,6 +46,15 @@ LayerMemory::LayerMemory(const std::string& path, LoadMode mode, std::vector<Nod
   }
 }
 
+uint64_t LayerMemory::Lock() {
+  uint64_t locked = 0;
+  for (const LayerPart& part : parts_) {
+    // The pages are there, so none has to be brought in.
+    if (mlock2(part.data, part.bytes, MLOCK_ONFAULT) == 0) locked += part.bytes;
+  }
+  return locked;
+}
+
 void LayerMemory::SetLoaded() {
   unit_data_.clear();
   for (size_t i = 0; i < units_.size(); ++i) {

@@ -56,6 +56,10 @@ class LayerMemory {
   }
   const std::byte* table() const { return parts_.back().data; }
 
+  // Keeps the unit ranges and the table in memory until the layer is destroyed; the bytes that the
+  // limit on locked memory permits.
+  uint64_t Lock();
+
   // The file's own page at `offset`, while it is mapped.
   const std::byte* file_data(uint64_t offset) const { return file_->data() + offset; }
 

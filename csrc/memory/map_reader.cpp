@@ -27,11 +27,29 @@ bool IsCached(const std::byte* data, uint64_t bytes) {
   return std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return page & 1; });
 }
 
+void PopulateMapping(std::byte* data, uint64_t bytes, const std::string& path) {
+  if (madvise(data, bytes, MADV_POPULATE_READ) == 0) return;
+  if (errno == EFAULT) {
+    throw FormatError(path +
+                      ": became shorter while it was loaded, or cannot be read; copy or convert it "
+                      "again");
+  }
+  if (errno == ENOMEM) {
+    throw CapacityError(path + ": its pages cannot be brought into memory (" +
+                        std::strerror(errno) + ")");
+  }
+  // An older kernel: a read of each page does the same, one fault at a time.
+  for (uint64_t at = 0; at < bytes; at += kPageBytes) {
+    static_cast<void>(*reinterpret_cast<const volatile std::byte*>(data + at));
+  }
+}
+
 MapReader::MapReader(const LayerMemory& layer) : layer_(layer), file_(layer.path()) {}
 
 bool MapReader::Bring(uint64_t offset, uint64_t bytes, int node) const {
-  Populate(offset, bytes);
-  return node == kAnyNode || ResidencyOf(layer_.file_data(offset), bytes).Only(node);
+  auto* data = const_cast<std::byte*>(layer_.file_data(offset));
+  PopulateMapping(data, bytes, layer_.path());
+  return node == kAnyNode || ResidencyOf(data, bytes).Only(node);
 }
 
 void MapReader::Settle(uint64_t offset, const ThreadBinder& binder) const {
@@ -55,24 +73,6 @@ void MapReader::Settle(uint64_t offset, const ThreadBinder& binder) const {
     // A page that this process has mapped would not go.
     madvise(const_cast<std::byte*>(layer_.file_data(offset)), end - offset, MADV_DONTNEED);
     file_.Drop(offset, end - offset);
-  }
-}
-
-void MapReader::Populate(uint64_t offset, uint64_t bytes) const {
-  auto* data = const_cast<std::byte*>(layer_.file_data(offset));
-  if (madvise(data, bytes, MADV_POPULATE_READ) == 0) return;
-  if (errno == EFAULT) {
-    throw FormatError(layer_.path() +
-                      ": became shorter while it was loaded, or cannot be read; copy or convert it "
-                      "again");
-  }
-  if (errno == ENOMEM) {
-    throw CapacityError(layer_.path() + ": its pages cannot be brought into memory (" +
-                        std::strerror(errno) + ")");
-  }
-  // An older kernel: a read of each page does the same, one fault at a time.
-  for (uint64_t at = 0; at < bytes; at += kPageBytes) {
-    static_cast<void>(*reinterpret_cast<const volatile std::byte*>(data + at));
   }
 }
 

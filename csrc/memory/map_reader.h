@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "memory/file_reader.h"
 #include "memory/layer_memory.h"
@@ -17,14 +18,17 @@ namespace lsg {
 // file's owner only; everybody else hears yes.
 bool IsCached(const std::byte* data, uint64_t bytes);
 
+// Brings pages of a mapped file in, wherever this thread's policy puts them. Throws FormatError
+// when the file is shorter, CapacityError when there is no memory.
+void PopulateMapping(std::byte* data, uint64_t bytes, const std::string& path);
+
 class MapReader {
  public:
   // The layer is of LoadMode::kMap and outlives this.
   explicit MapReader(const LayerMemory& layer);
 
   // Brings a range in by the calling thread, which is bound to `node`. False when pages of it are
-  // on other nodes afterwards. Throws FormatError when the file is shorter, CapacityError when
-  // there is no memory.
+  // on other nodes afterwards. Throws as PopulateMapping does.
   bool Bring(uint64_t offset, uint64_t bytes, int node) const;
 
   // Puts the pages of the window of 2 MiB that begins at `offset` on the nodes of the parts that
@@ -33,8 +37,6 @@ class MapReader {
   void Settle(uint64_t offset, const ThreadBinder& binder) const;
 
  private:
-  void Populate(uint64_t offset, uint64_t bytes) const;
-
   const LayerMemory& layer_;
   FileReader file_;
 };

@@ -33,9 +33,10 @@ def result(engine: _core.Engine, handle: int) -> bytes:
     return forward(engine, handle, hidden, ids, weights).tobytes()
 
 
-def resident_anonymous_bytes() -> int:
+def status_bytes(field: str) -> int:
+    """A line of /proc/self/status in bytes."""
     status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon"))
+    (line,) = (line for line in status.splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
@@ -144,7 +145,7 @@ def test_an_interrupted_load_leaves_nothing(tmp_path: Path, mode: str):
     path = tmp_path / "layer.lsgb"
     random_layer(path, fmt="bf16", hidden=512, intermediate=1024, experts=12)
     engine = _core.Engine(threads=1)
-    before = resident_anonymous_bytes()
+    before = status_bytes("RssAnon")
     engine.add_layer(str(path), load=mode, defer=True)
 
     def interrupt(_: list[tuple[int, int, int]]) -> None:
@@ -153,7 +154,7 @@ def test_an_interrupted_load_leaves_nothing(tmp_path: Path, mode: str):
     with pytest.raises(KeyboardInterrupt):
         engine.load(interrupt)
     assert engine.loaded_bytes == 0
-    assert resident_anonymous_bytes() - before < path.stat().st_size // 4
+    assert status_bytes("RssAnon") - before < path.stat().st_size // 4
     engine.load()
     handle = engine.add_layer(str(path), load=mode)
     assert handle == 0
@@ -216,3 +217,40 @@ def allowed_node() -> int:
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("Mems_allowed_list"))
     return int(line.split()[1].replace(",", "-").split("-")[0])
+
+
+def test_locked_layers_count_as_locked(tmp_path: Path):
+    path = tmp_path / "layer.lsgb"
+    make(path)
+    engine = _core.Engine(threads=1)
+    for mode in MODES:
+        engine.add_layer(str(path), load=mode, defer=True)
+    before = status_bytes("VmLck")
+    engine.load(lock=True)
+    # Whole pages of both, or none where the limit on locked memory is too low.
+    assert status_bytes("VmLck") - before == engine.locked_bytes
+    spec = opened(path).spec
+    assert engine.locked_bytes in (0, 2 * (UNITS * spec.unit_bytes + spec.table_bytes))
+
+
+def test_what_a_file_tells_before_it_is_loaded(tmp_path: Path, in_memory_directory: Path):
+    path = tmp_path / "layer.lsgb"
+    random_layer(path, fmt="bf16", hidden=512, intermediate=1024, experts=12)
+    file = opened(path)
+    if file.lives_in_memory:
+        pytest.skip("temporary files have no disk here")
+    engine = _core.Engine(threads=1)
+    engine.add_layer(str(path), load="huge")
+    # A copy leaves nothing in the page cache but what looking at the file maps; mincore tells the owner.
+    assert file.cached_bytes() < file.spec.file_bytes // 4
+    huge = file.maps_huge()
+    assert file.cached_bytes() >= 2 << 20
+    engine = _core.Engine(threads=1)
+    engine.add_layer(str(path), load="map")
+    assert file.cached_bytes() == file.spec.file_bytes
+    (part,) = engine.residency()
+    assert (part.huge_bytes > part.bytes // 2) == huge
+    small = in_memory_directory / "layer.lsgb"
+    make(small)
+    assert opened(small).lives_in_memory
+    assert not opened(small).maps_huge()
