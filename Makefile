@@ -3,8 +3,9 @@
 PYTHON ?= python3
 # ON in continuous integration: compiler warnings are errors.
 WERROR ?= OFF
-# Options for the benchmarks, for example BENCH="--scratch /mnt/nvme".
+# Options for the benchmarks, for example BENCH="--scratch /mnt/nvme"; ENGINE="--shape A" for lsg bench engine.
 BENCH ?=
+ENGINE ?=
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 BIN := .venv/bin
@@ -73,7 +74,7 @@ demo: build  ## From a checkpoint to an answer: make one, convert it, serve it, 
 
 bench: build  ## Measure this machine and rewrite the README's tables
 	$(BIN)/python benchmarks/convert.py $(BENCH)
-	$(BIN)/python benchmarks/engine.py $(BENCH)
+	$(BIN)/python benchmarks/engine.py $(ENGINE)
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/table.py
 

@@ -5,8 +5,10 @@ The text between two markers depends on the result files alone, so `--check` can
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +90,42 @@ def _convert(result: dict[str, Any]) -> str:
 
 
 def _engine(result: dict[str, Any]) -> str:
-    limit = result["limit_bytes_per_s"]
-    rows = [
-        [
-            f"{run['shape']} ({run['model']})",
-            run["format"],
-            str(run["experts"]),
-            str(run["batch"]),
-            _rate(run["bytes_per_s"], digits=1),
-            _percent(run["bytes_per_s"]["median"], limit["median"]),
-            f"{run['flops']['median'] / 1e9:.0f}",
-        ]
-        for run in result["runs"]
-    ]
-    head = ["shape", "format", "experts", "tokens", "GB/s", "of the limit", "GFLOP/s"]
-    return _section(result["machine"], f"Limit: {_rate(limit, digits=1)} GB/s read from memory.", head, rows)
+    cells = result["cells"]
+    batches = sorted({cell["batch"] for cell in cells})
+    rows = []
+    for (shape, model, dtype, experts), group in groupby(
+        cells, key=lambda cell: (cell["shape"], cell["model"], cell["format"], cell["num_experts"])
+    ):
+        by_batch = {cell["batch"]: _engine_cell(cell) for cell in group}
+        rows.append([f"{shape} ({model}, {experts} experts)", dtype, *(by_batch.get(b, "") for b in batches)])
+    memory = _spread_of([group["bytes_per_s"] for group in result["limits"]])
+    peaks = ", ".join(
+        f"{name} {_spread_of([group['operations_per_s'][name] for group in result['limits']])}"
+        for name in dict.fromkeys(cell["instruction"] for cell in cells)
+    )
+    what = (
+        f"Weights cold, {result['activations']} activations, `--load {result['load']}`. Limits: {memory} "
+        f"GB/s read from memory; {peaks} GOP/s. In a cell: ms a layer; GB/s of the chosen experts or, where "
+        "arithmetic binds, GOP/s; how much that is of the limit that binds."
+    )
+    head = ["shape", "format", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
+    return _section(result["machine"], what, head, rows)
+
+
+def _engine_cell(cell: dict[str, Any]) -> str:
+    ms = 1e3 * cell["seconds"]["median"]
+    time = f"{ms:.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
+    if cell["bound"] == "memory":
+        rate, percent = f"{cell['bytes_per_s']['median'] / 1e9:.1f} GB/s", cell["percent_of_memory"]
+    else:
+        rate, percent = f"{cell['operations_per_s'] / 1e9:.0f} GOP/s", cell["percent_of_arithmetic"]
+    return f"{time}, {rate}, **{percent:.0f} %**"
+
+
+def _spread_of(rates: list[float]) -> str:
+    median, low, high = (each / 1e9 for each in (statistics.median(rates), min(rates), max(rates)))
+    digits = 1 if median < 100 else 0
+    return f"{median:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
 
 
 # Columns of the families table: heading, and which encodings it gathers.

@@ -142,6 +142,7 @@ void BindEngine(py::module_& module) {
           },
           py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"),
           py::arg("out"), py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
+      .def("int8_inputs", &MoeEngine::Int8Inputs, py::arg("layer"))
       .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
       .def_property_readonly("threads",
                              [](const MoeEngine& engine) { return engine.options().threads; })

@@ -61,6 +61,10 @@ class MoeEngine {
   // layer that is not loaded.
   void Forward(int layer, const Batch& batch);
 
+  // Whether the layer's kernels take inputs quantised to int8. Throws std::out_of_range for a bad
+  // handle.
+  bool Int8Inputs(int layer) const { return layers_.at(layer)->int8_gate_up(); }
+
   const EngineOptions& options() const { return options_; }
   // Expert bytes of loaded layers.
   uint64_t loaded_bytes() const { return loaded_bytes_; }

@@ -339,6 +339,8 @@ class Engine:
         [tokens, top_k], negative = no expert; topk_weights: f32 [tokens, top_k]. Releases the GIL. Raises
         LsgError for an id ≥ E.
         """
+    def int8_inputs(self, layer: int) -> bool:
+        """Whether the layer's inputs are quantised to int8; otherwise its kernels take them as floats."""
     @property
     def isa(self) -> Isa: ...
     @property

@@ -1,0 +1,116 @@
+"""Layers in an engine, called as a model would call them, with cold weights.
+
+Invariant: layers take turns and tokens choose random distinct experts, so that by the time an expert's bytes
+are used again, the caches have seen the rest of the working set.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lsg._core import Engine, LayerSpec
+from lsg.runtime.bench.shapes import expert_bytes
+from lsg.runtime.bench.synthetic import LayerWriter
+
+_MIN_CALLS: Final = 3
+# Random choices of experts that take turns; a long batch chooses nearly all experts anyway.
+_CHOSEN_TOKENS: Final = 2048
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer, one batch: seconds, and the bytes of the experts that some token chose, counted once."""
+
+    seconds: float
+    nbytes: int
+
+
+class Layers:
+    """One engine over random layers of one geometry that together have at least `working_set` bytes."""
+
+    def __init__(
+        self, engine: Engine, spec: LayerSpec, top_k: int, working_set: float, scratch: Path, load: str
+    ) -> None:
+        self.spec = spec
+        self._engine = engine
+        self._top_k = top_k
+        self._random = np.random.default_rng(0)
+        writer = LayerWriter(spec, engine.threads)
+        self._layers: list[int] = []
+        for _ in range(max(2, -(-int(working_set) // spec.file_bytes))):
+            with writer.written(scratch / "layer.lsgb") as path:
+                self._layers.append(engine.add_layer(str(path), load=load))
+        self._next = count()
+        # No page is mapped for the first time while something is timed.
+        every = np.resize(np.arange(spec.num_experts, dtype=np.int32), (-(-spec.num_experts // top_k), top_k))
+        for layer in self._layers:
+            self._forward(layer, *self._inputs(len(every)), np.ascontiguousarray(every))
+
+    @property
+    def count(self) -> int:
+        """How many layers take turns."""
+        return len(self._layers)
+
+    @property
+    def int8_inputs(self) -> bool:
+        """Whether the engine quantises the experts' inputs for this format."""
+        return self._engine.int8_inputs(self._layers[0])
+
+    def measure(self, tokens: int, seconds: float) -> list[Call]:
+        """Calls for about `seconds`, three at least; of calls longer than `seconds`, one."""
+        hidden, out, weights = self._inputs(tokens)
+        choices = [self._choose(tokens) for _ in range(min(64, max(2, _CHOSEN_TOKENS // tokens)))]
+        unique = [int(np.unique(ids).size) * expert_bytes(self.spec) for ids in choices]
+
+        def call() -> Call:
+            step = next(self._next)
+            choice = step % len(choices)
+            began = time.perf_counter()
+            self._forward(self._layers[step % len(self._layers)], hidden, out, weights, choices[choice])
+            return Call(time.perf_counter() - began, unique[choice])
+
+        first = call()  # also gets the engine its workspace
+        if first.seconds > seconds:
+            return [first]
+        calls = [call()]
+        while len(calls) < _MIN_CALLS or sum(each.seconds for each in calls) < seconds:
+            calls.append(call())
+        return calls
+
+    def operations(self, tokens: int) -> int:
+        """Multiplications and additions of gate, up and down."""
+        return 6 * self.spec.hidden_size * self.spec.intermediate_size * self._top_k * tokens
+
+    def _inputs(self, tokens: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]:
+        hidden = self._random.standard_normal((tokens, self.spec.hidden_size), np.float32)
+        # Upper halves of floats: bf16, truncated.
+        bf16 = (hidden.view(np.uint32) >> 16).astype(np.uint16)
+        return bf16, np.empty_like(bf16), np.full((tokens, self._top_k), 1 / self._top_k, np.float32)
+
+    def _choose(self, tokens: int) -> npt.NDArray[np.int32]:
+        keys = self._random.random((tokens, self.spec.num_experts), np.float32)
+        return np.ascontiguousarray(keys.argpartition(self._top_k - 1)[:, : self._top_k], np.int32)
+
+    def _forward(
+        self,
+        layer: int,
+        hidden: npt.NDArray[Any],
+        out: npt.NDArray[Any],
+        weights: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int32],
+    ) -> None:
+        self._engine.forward(
+            layer,
+            hidden.ctypes.data,
+            ids.ctypes.data,
+            weights.ctypes.data,
+            out.ctypes.data,
+            tokens=len(ids),
+            top_k=self._top_k,
+            dtype="bf16",
+        )

@@ -1,0 +1,53 @@
+"""What the machine allows, measured beside every result, since a shared machine's speed drifts.
+
+Invariant: a limit is what the chosen instruction-set level could reach, whether or not a kernel uses it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from lsg._core import Instruction, Isa, arithmetic_peak, instruction_isa, read_bandwidth
+
+INT8: Final = (
+    Instruction.MADDUBS_YMM,
+    Instruction.MADDUBS_ZMM,
+    Instruction.DPBUSD_ZMM,
+    Instruction.TILE_INT8,
+)
+FLOAT: Final = (Instruction.FMA_YMM, Instruction.FMA_ZMM, Instruction.DPBF16_ZMM, Instruction.TILE_BF16)
+_SECONDS: Final = 0.15
+
+
+@dataclass(frozen=True)
+class Limits:
+    """bytes_per_s: memory read by all threads. peaks: operations/s of all threads, by instruction."""
+
+    bytes_per_s: float
+    peaks: dict[Instruction, float]
+
+    def peak(self, instructions: tuple[Instruction, ...]) -> tuple[Instruction, float]:
+        """The fastest of the instructions, with its operations/s."""
+        found = max((name for name in instructions if name in self.peaks), key=lambda name: self.peaks[name])
+        return found, self.peaks[found]
+
+
+def measure(
+    threads: int, cores: list[int], isa: Isa, instructions: tuple[Instruction, ...] = INT8 + FLOAT
+) -> Limits:
+    """Measure memory and those of the instructions that the level has."""
+    return Limits(
+        read_bandwidth(threads, seconds=2 * _SECONDS, cores=cores),
+        {
+            instruction: arithmetic_peak(instruction, threads, cores=cores, seconds=_SECONDS)
+            for instruction in instructions
+            if instruction_isa(instruction).value <= isa.value
+        },
+    )
+
+
+def mean(before: Limits, after: Limits) -> Limits:
+    """Between two measurements: what held while the work between them was done."""
+    return Limits(
+        (before.bytes_per_s + after.bytes_per_s) / 2,
+        {name: (before.peaks[name] + after.peaks[name]) / 2 for name in before.peaks.keys() & after.peaks},
+    )
