@@ -149,13 +149,11 @@ def _families(result: dict[str, Any]) -> str:
             chosen = [c for c in result["cases"] if c["model"] == model and c["encoding"] in encodings]
             row[column] = _families_cell(chosen)
     good = sum(case["computed"] for case in result["cases"])
-    refused = sum(case["refused"] for case in result["cases"])
     what = (
         f"{len(result['cases'])} small checkpoints with the published names and encodings, commit "
-        f"{result['commit']}: {good} converted, verified and computed, {refused} refused with the reason. C: "
-        "converts with `--experts keep`; V: every weight is the checkpoint's (bf16 and int4: within their "
-        "rounding) and every other tensor is unchanged; E: the engine computes what the weights give in "
-        "float64; in brackets: variants."
+        f"{result['commit']}: {good} converted, verified and computed. C: converts with `--experts "
+        "keep`; V: every weight is the checkpoint's (bf16 and int4: within their rounding) and every other "
+        "tensor is unchanged; E: the engine computes what the weights give in float64; in brackets: variants."
     )
     head = ["model", *ENCODINGS]
     cells = [head, ["---"] * len(head), *([model, *row] for model, row in rows.items())]
@@ -169,7 +167,7 @@ def _families_cell(cases: list[dict[str, Any]]) -> str:
         steps = "".join(
             mark for mark, key in (("C", "converted"), ("V", "verified"), ("E", "computed")) if case[key]
         )
-        marks.setdefault("refused" if case["refused"] else steps or "fails", []).append(case["format"])
+        marks.setdefault(steps or "fails", []).append(case["format"])
     return "; ".join(
         f"CVE ({len(names)})" if mark == "CVE" else f"{mark}: {', '.join(names)}"
         for mark, names in marks.items()

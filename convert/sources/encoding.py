@@ -44,12 +44,16 @@ Parts = Mapping[str, Part]
 
 
 class Decoded(NamedTuple):
-    """Codes [rows, columns]; scales and zero points [row blocks, column blocks] or None."""
+    """Codes [rows, columns]; scales and zero points [row blocks, column blocks] or None.
+
+    order: the inputs that the columns take, where these have been sorted by group.
+    """
 
     codes: Array
     scales: Array | None = None
     zero_points: npt.NDArray[np.uint8] | None = None
     global_scale: float | None = None
+    order: npt.NDArray[np.uint32] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Encoding:
     """A known way to write a matrix. A block of 0 is one block for the whole side.
 
     numbers: the parts that make the matrix, with what their bytes are (safetensors' dtypes; what is stored as
-    U8 can be an F8_E8M0). Arrays given to `decode` hold raw bits, except for F32.
+    U8 can be an F8_E8M0). Arrays given to `decode` hold raw bits, except for F32. ordered: an index tells
+    which group an input belongs to, so what is decoded may have an order.
     """
 
     name: str
@@ -69,9 +74,15 @@ class Encoding:
     block_columns: int = 0
     zero_point: bool = False
     global_scale: bool = False
+    ordered: bool = False
 
-    def panel(self, selections: Sequence[slice], *, bias: bool) -> PanelFormat:
-        """The format of the matrices that these rows make. Raises CheckpointError if the blob has none."""
+    def panel(
+        self, selections: Sequence[slice], *, bias: bool, rows_move: bool = False, k_permutation: bool = False
+    ) -> PanelFormat:
+        """The format of the matrices that these rows make. Raises CheckpointError if the blob has none.
+
+        rows_move: the rows will be put into another order, so they cannot share a scale.
+        """
         if 0 < self.block_columns < _MIN_SCALE_K:
             msg = f"groups of {self.block_columns} inputs are not supported, the smallest has {_MIN_SCALE_K}"
             raise CheckpointError(msg)
@@ -81,11 +92,12 @@ class Encoding:
         return PanelFormat(
             self.dtype,
             self.scale_dtype,
-            scale_rows=_SCALE_ROWS if blocked and aligned else 1,
+            scale_rows=_SCALE_ROWS if blocked and aligned and not rows_move else 1,
             scale_k=min(self.block_columns, _MAX_SCALE_K),
             zero_point=self.zero_point,
             bias=bias,
             global_scale=self.global_scale,
+            k_permutation=k_permutation,
         )
 
     def matrix(
@@ -93,12 +105,16 @@ class Encoding:
     ) -> Matrix:
         """The chosen rows of a decoded matrix, in the format that `panel` gave."""
         columns = decoded.codes.shape[1]
+        order = None
+        if panel.k_permutation:
+            order = np.arange(columns, dtype=np.uint32) if decoded.order is None else decoded.order
         return Matrix(
             np.ascontiguousarray(decoded.codes[rows]),
             self._spread(decoded.scales, rows, columns, panel),
             self._spread(decoded.zero_points, rows, columns, panel),
             None if bias is None else np.ascontiguousarray(bias[rows]),
             decoded.global_scale,
+            order,
         )
 
     def _spread(self, blocks: Array | None, rows: slice, columns: int, panel: PanelFormat) -> Array | None:
@@ -115,6 +131,23 @@ class Encoding:
             groups = -(-columns // panel.scale_k)
             blocks = np.repeat(blocks, self.block_columns // panel.scale_k, axis=1)[:, :groups]
         return np.ascontiguousarray(blocks)
+
+
+def take_rows(matrix: Matrix, rows: npt.NDArray[np.uint32]) -> Matrix:
+    """The matrix's rows in this order; each must have scales of its own."""
+
+    def take(array: Array | None) -> Array | None:
+        return None if array is None else array[rows]
+
+    codes: Array = matrix.codes
+    return Matrix(
+        codes[rows],
+        take(matrix.scales),
+        take(matrix.zero_points),
+        take(matrix.bias),
+        matrix.global_scale,
+        matrix.input_order,
+    )
 
 
 def block_of(part: str, side: str, size: int, blocks: int) -> int:

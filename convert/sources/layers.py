@@ -136,10 +136,7 @@ def _check(named: NamedLayer, layout: Layout, matrix: KnownMatrix, expert: int, 
 def _describe(
     named: NamedLayer, layout: Layout, matrices: list[KnownMatrix], geometry: MoeGeometry
 ) -> ExpertLayer:
-    *inputs, down = (
-        matrix.encoding.panel([rows for _, rows in matrix.stored.makes], bias=BIAS in matrix.parts)
-        for matrix in matrices
-    )
+    first, down = matrices[0], matrices[-1]
     read = [
         layout.tensors(named, 0, matrix.stored.projection)[part]
         for matrix in matrices
@@ -153,7 +150,12 @@ def _describe(
         intermediate_size=layout.intermediate_size,
         gated=layout.gated,
         activation=geometry.activation_of(named.index),
-        gate_up=inputs[0],
-        down=down,
+        gate_up=first.encoding.panel(
+            [rows for matrix in matrices[:-1] for _, rows in matrix.stored.makes],
+            bias=BIAS in first.parts,
+            rows_move=down.encoding.ordered,
+            k_permutation=first.encoding.ordered,
+        ),
+        down=down.encoding.panel([rows for _, rows in down.stored.makes], bias=BIAS in down.parts),
         expert_bytes=sum(tensor.nbytes for tensor in read) // (geometry.num_experts if layout.stacked else 1),
     )

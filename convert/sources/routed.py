@@ -15,10 +15,12 @@ from lsg._core import Matrix
 from lsg.convert.checkpoint import Checkpoint, Tensor
 from lsg.convert.geometry import MoeGeometry
 from lsg.convert.sources.base import Expert, ExpertLayer
-from lsg.convert.sources.encoding import Array
+from lsg.convert.sources.encoding import Array, take_rows
 from lsg.convert.sources.layers import BIAS, KnownLayer, KnownMatrix, know_layer
 from lsg.convert.sources.names import collect
 from lsg.convert.sources.numbers import is_finite, to_float32, view_of
+
+Order = npt.NDArray[np.uint32] | None
 
 
 class RoutedExperts:
@@ -48,6 +50,7 @@ class RoutedExperts:
         """Read one expert. Raises CheckpointError for values that are not finite or not what was promised."""
         known = self._layers[layer.index]
         made: dict[str, Matrix] = {}
+        orders: dict[str, Order] = {}
         for matrix in known.matrices:
             panel = layer.down if matrix.stored.projection == "down" else layer.gate_up
             tensors = known.layout.tensors(known.named, expert, matrix.stored.projection)
@@ -59,8 +62,21 @@ class RoutedExperts:
             except CheckpointError as error:
                 msg = f"{self._where(tensors[next(iter(matrix.encoding.numbers))])}: {error}"
                 raise CheckpointError(msg) from error
+            orders[matrix.stored.projection] = decoded.order
             for projection, rows in matrix.stored.makes:
                 made[projection] = matrix.encoding.matrix(decoded, rows, panel, floats)
+        if "gate" in orders and not _same(orders["gate"], orders["up"]):
+            name = known.named.name(expert, "gate", "g_idx")
+            msg = (
+                f"{self._checkpoint.directory}: {name} and up's give the same inputs two orders, which a "
+                "blob cannot hold, nor do quantisers write it; quantise the model again"
+            )
+            raise CheckpointError(msg)
+        neurons = orders["down"]
+        if neurons is not None:
+            # Down's inputs are the neurons, whose order is free: no place in the blob is needed for it.
+            for projection in made.keys() - {"down"}:
+                made[projection] = take_rows(made[projection], neurons)
         return Expert(made.get("gate"), made["up"], made["down"])
 
     def _array(self, layer: KnownLayer, matrix: KnownMatrix, tensor: Tensor, part: str, expert: int) -> Array:
@@ -79,6 +95,10 @@ class RoutedExperts:
 
     def _where(self, tensor: Tensor) -> str:
         return f"{self._checkpoint.directory / tensor.shard}: {tensor.name}"
+
+
+def _same(one: Order, other: Order) -> bool:
+    return one is other if one is None or other is None else bool(np.array_equal(one, other))
 
 
 def quantization_hints(config: Mapping[str, Any]) -> Mapping[str, Any]:

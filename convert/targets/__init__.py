@@ -61,6 +61,7 @@ class _PairTarget:
             scale_k=panel.scale_k,
             bias=source.bias,
             global_scale=panel.global_scale,
+            k_permutation=source.k_permutation,
         )
 
     def convert(self, matrix: Matrix, source: PanelFormat) -> Converted:

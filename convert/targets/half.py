@@ -42,7 +42,7 @@ class Half:
             norm += float(np.square(weight).sum())
             stored -= weight
             error += float(np.square(stored, out=stored).sum())
-        return Converted(Matrix(codes, bias=matrix.bias), (error, norm))
+        return Converted(Matrix(codes, bias=matrix.bias, input_order=matrix.input_order), (error, norm))
 
     def _nearest(self, weight: F64) -> F64:
         mantissa_bits, min_exponent, largest, advice = _FORMATS[self.panel.dtype]

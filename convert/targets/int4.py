@@ -33,7 +33,8 @@ class Int4:
             return self._wider.convert(matrix, source)
         bits = matrix.codes.view(np.uint16)
         codes, scales, error, norm = quantize_int4(bits, source.dtype, search=self._search)
-        return Converted(Matrix(codes, scales, bias=matrix.bias), (error, norm))
+        stored = Matrix(codes, scales, bias=matrix.bias, input_order=matrix.input_order)
+        return Converted(stored, (error, norm))
 
 
 class _OfFloats:

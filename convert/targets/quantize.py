@@ -73,9 +73,14 @@ class Quantized:
             norm += float(np.square(weight).sum())
             weight -= decode(stored, self.panel, slice(0, rows.stop - rows.start))
             error += float(np.square(weight, out=weight).sum())
-        return Converted(
-            Matrix(codes, np.concatenate(scales), bias=matrix.bias, global_scale=global_scale), (error, norm)
+        stored = Matrix(
+            codes,
+            np.concatenate(scales),
+            bias=matrix.bias,
+            global_scale=global_scale,
+            input_order=matrix.input_order,
         )
+        return Converted(stored, (error, norm))
 
 
 def groups_first(weight: F32, group: int) -> F32:

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from lsg import CheckpointError
 from lsg._core import Dtype
 from lsg.convert.sources.encoding import (
     SCALE_DTYPES,
@@ -29,16 +28,12 @@ from lsg.convert.sources.encoding import (
     require_shape,
 )
 from lsg.convert.sources.encodings.packing import (
-    is_grouped_in_order,
+    order_of,
     unpack_columns,
     unpack_rows,
     words_for,
 )
 
-ACT_ORDER: Final = (
-    "its groups do not follow the inputs' order (desc_act, actorder), which a blob of version 1 cannot hold; "
-    "use a checkpoint that was quantised without it"
-)
 _OPTIONAL: Final = {"weight_zero_point", "weight_g_idx"}
 _FLOATS: Final = ("F32", "F16", "BF16")
 
@@ -69,16 +64,17 @@ def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) 
     offset = 1 << (bits - 1)
 
     def decode(arrays: Arrays) -> Decoded:
-        order = arrays.get("weight_g_idx")
-        if order is not None and not (order == 0xFFFFFFFF).all() and not is_grouped_in_order(order, group):
-            raise CheckpointError(ACT_ORDER)
+        index = arrays.get("weight_g_idx")
+        order = None if index is None or (index == 0xFFFFFFFF).all() else order_of(index, group)
         codes = unpack_columns(arrays[weight], bits, columns) if packed else arrays[weight] ^ offset
+        if order is not None:
+            codes = codes.take(order, axis=1)
         if zero_point is None:
             # int8 without zero points is two's complement, int4 keeps its offset.
-            return Decoded(codes if bits == 4 else codes ^ offset, arrays["weight_scale"])
+            return Decoded(codes if bits == 4 else codes ^ offset, arrays["weight_scale"], order=order)
         stored = arrays["weight_zero_point"]
         zeros = unpack_rows(stored, bits, rows) if zero_point.dtype == "I32" else stored + np.uint8(offset)
-        return Decoded(codes, arrays["weight_scale"], zeros)
+        return Decoded(codes, arrays["weight_scale"], zeros, order=order)
 
     return Encoding(
         f"compressed_tensors_int{bits}",
@@ -88,4 +84,5 @@ def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) 
         SCALE_DTYPES[parts["weight_scale"].dtype],
         block_columns=group,
         zero_point=zero_point is not None,
+        ordered="weight_g_idx" in parts,
     )

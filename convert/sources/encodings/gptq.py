@@ -8,7 +8,8 @@
 Value: (u - z) · scale.
 
 Invariant: the version is quantization_config's `checkpoint_format`; a zero point that version 1 stores as 15
-is 16. Where the configuration promises symmetry, every zero point is checked, not believed.
+is 16. Where the configuration promises symmetry or groups in order (`desc_act` false), every zero point and
+every index is checked, not believed.
 """
 
 from collections.abc import Mapping
@@ -27,10 +28,9 @@ from lsg.convert.sources.encoding import (
     block_of,
     require_shape,
 )
-from lsg.convert.sources.encodings.compressed_int import ACT_ORDER
 from lsg.convert.sources.encodings.packing import (
     Bytes,
-    is_grouped_in_order,
+    order_of,
     unpack_columns,
     unpack_rows,
     words_for,
@@ -63,16 +63,25 @@ def recognise(parts: Parts, rows: int, columns: int, hints: Mapping[str, Any]) -
     # The other formats of this field (marlin, …) have other tensors.
     less = 0 if hints.get("checkpoint_format") == "gptq_v2" else 1
     symmetric = hints.get("sym") is True
+    # Every GPTQ checkpoint has an index; an order in the blob costs time, so the promise of none is taken up.
+    ordered = "g_idx" in parts and hints.get("desc_act") is not False
     middle = 1 << (bits - 1)
 
     def decode(arrays: Arrays) -> Decoded:
-        if "g_idx" in arrays and not is_grouped_in_order(arrays["g_idx"], group):
-            raise CheckpointError(ACT_ORDER)
+        order = order_of(arrays["g_idx"], group) if "g_idx" in arrays else None
+        if order is not None and not ordered:
+            msg = (
+                "g_idx gives the inputs an order, but config.json says that they have none; correct "
+                "`desc_act` in its quantization_config"
+            )
+            raise CheckpointError(msg)
         codes = unpack_columns(arrays["qweight"].T, bits, columns)
+        if order is not None:
+            codes = codes.take(order, axis=1)
         scales = np.ascontiguousarray(arrays["scales"].T)
         zeros = _zeros(unpack_rows(arrays["qzeros"].T, bits, rows), less)
         if not symmetric:
-            return Decoded(codes, scales, zeros)
+            return Decoded(codes, scales, zeros, order=order)
         if (zeros != middle).any():
             odd = int(zeros[zeros != middle][0])
             msg = (
@@ -80,7 +89,7 @@ def recognise(parts: Parts, rows: int, columns: int, hints: Mapping[str, Any]) -
                 f"({middle}); correct `sym` or `checkpoint_format` in its quantization_config"
             )
             raise CheckpointError(msg)
-        return Decoded(codes if bits == 4 else codes ^ middle, scales)
+        return Decoded(codes if bits == 4 else codes ^ middle, scales, order=order)
 
     return Encoding(
         f"gptq_int{bits}",
@@ -90,6 +99,7 @@ def recognise(parts: Parts, rows: int, columns: int, hints: Mapping[str, Any]) -
         SCALE_DTYPES[parts["scales"].dtype],
         block_columns=group,
         zero_point=not symmetric,
+        ordered=ordered,
     )
 
 

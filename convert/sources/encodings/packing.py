@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lsg import CheckpointError
+
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
 
@@ -48,7 +50,19 @@ def words_for(count: int, bits: int) -> int:
     return -(-count * bits // 32)
 
 
-def is_grouped_in_order(groups: npt.NDArray[np.uint32], group: int) -> bool:
-    """Whether a group index says no more than that input k belongs to group k // group (0: one group)."""
+def order_of(groups: npt.NDArray[np.uint32], group: int) -> npt.NDArray[np.uint32] | None:
+    """The inputs sorted by their group, a group's in their order; None if they are (group 0: there is one).
+
+    Raises CheckpointError unless every group but the last has `group` inputs.
+    """
     expected = np.arange(len(groups)) // (group or len(groups))
-    return bool((groups == expected).all())
+    if (groups == expected).all():
+        return None
+    order = np.argsort(groups, kind="stable").astype(np.uint32)
+    if (groups[order] != expected).any():
+        msg = (
+            f"the group index does not give {group or len(groups)} inputs to every group but the last, as "
+            "quantisers do; the file is damaged, download it again"
+        )
+        raise CheckpointError(msg)
+    return order

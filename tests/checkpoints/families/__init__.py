@@ -12,11 +12,7 @@ from checkpoints.families.formats import FORMATS
 from checkpoints.families.models import MODELS
 from checkpoints.families.write import make
 
-__all__ = ["CASES", "FORMATS", "MODELS", "REFUSED", "Expected", "make"]
+__all__ = ["CASES", "FORMATS", "MODELS", "Expected", "make"]
 
 # (model, format)
 CASES: Final = tuple((model, name) for model, family in MODELS.items() for name in family.formats)
-# Those that the converter must refuse.
-REFUSED: Final = frozenset(
-    (model, name) for model, name in CASES if MODELS[model].refusal or FORMATS[name].refusal
-)

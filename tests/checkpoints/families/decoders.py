@@ -85,14 +85,23 @@ def _pack_quantized(tensors: Tensors, encoding: Encoding) -> F64:
     if "weight_zero_point" in tensors:
         shape = torch.Size((rows, scale.shape[1]))
         zeros = unpack_from_int32(tensors["weight_zero_point"], bits, shape, packed_dim=0)
+    symmetric = zeros is None
+    channel = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="channel")
     if "weight_g_idx" in tensors:
-        group = tensors["weight_g_idx"].long()
-        shift = 0 if zeros is None else zeros.double()[:, group]
-        return ((codes.double() - shift) * scale[:, group]).numpy()
-    grouped = (
-        {"strategy": "group", "group_size": encoding.group} if encoding.group else {"strategy": "channel"}
-    )
-    args = QuantizationArgs(num_bits=bits, type="int", symmetric=zeros is None, **grouped)
+        # The library knows an order of inputs no more; each group is a matrix with a scale a row.
+        value = torch.empty(rows, cols, dtype=torch.float64)
+        for group in range(scale.shape[1]):
+            of_group = tensors["weight_g_idx"] == group
+            zero = None if zeros is None else zeros[:, group, None]
+            value[:, of_group] = dequantize(
+                codes[:, of_group], scale[:, group, None], zero, channel, dtype=torch.float64
+            )
+        return value.numpy()
+    args = channel
+    if encoding.group:
+        args = QuantizationArgs(
+            num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=encoding.group
+        )
     return dequantize(codes, scale, zeros, args, dtype=torch.float64).numpy()
 
 

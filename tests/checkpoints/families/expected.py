@@ -31,4 +31,5 @@ class Expected:
     # Module path of a layer's experts -> what they compute, and the layer's index.
     activations: Mapping[str, Activation]
     indices: Mapping[str, int]
-    refusal: str
+    # Inputs have groups that are not runs: a blob may hold an expert's inputs and neurons in another order.
+    reorders: bool

@@ -93,8 +93,6 @@ class Family:
     # hidden_size, where the experts work in a smaller space; and the key that says how small.
     model_hidden: int = 0
     latent_key: str = ""
-    # A regular expression for the sentence that refuses the model.
-    refusal: str = ""
 
     def activation_of(self, layer: int) -> Activation:
         """What the layer's experts compute."""

@@ -23,8 +23,6 @@ class Format:
     dense: Encoding = Half()  # noqa: RUF009 (frozen)
     # The last MoE layer and the drafts stay BF16, whatever the configuration says.
     mixed: bool = False
-    # A regular expression for the sentence that refuses the experts.
-    refusal: str = ""
 
 
 def _compressed(
@@ -97,8 +95,7 @@ _INT4: Final = PackQuantized()
 _GPTQ: Final = Gptq()
 _GPTQ_V2: Final = Gptq(version=2, symmetric=False)
 _GPTQ_ACT: Final = Gptq(desc_act=True)
-# Version 1 of the blob has no room for an order of inputs (k_permutation is reserved).
-_ACT_ORDER: Final = "desc_act"
+_GPTQ_V2_ACT: Final = replace(_GPTQ_V2, desc_act=True)
 _FLOAT8: Final = {"num_bits": 8, "type": "float"}
 _FLOAT4: Final = {"num_bits": 4, "type": "float"}
 
@@ -158,7 +155,10 @@ FORMATS: Final[Mapping[str, Format]] = {
     "int4-g128-g-idx": Format(
         PackQuantized(group=128, g_idx=True),
         _compressed("pack-quantized", _int(4, 128, actorder="group")),
-        refusal=_ACT_ORDER,
+    ),
+    "int8-g32-asym-g-idx": Format(
+        PackQuantized(bits=8, symmetric=False, g_idx=True),
+        _compressed("pack-quantized", _int(8, 32, symmetric=False, actorder="group")),
     ),
     "int8-channel": Format(PackQuantized(bits=8, group=0), _compressed("pack-quantized", _int(8, 0))),
     "int8-g32": Format(PackQuantized(bits=8), _compressed("pack-quantized", _int(8, 32))),
@@ -176,7 +176,8 @@ FORMATS: Final[Mapping[str, Format]] = {
     ),
     "gptq": Format(_GPTQ, _gptq(_GPTQ)),
     "gptq-v2-asym": Format(_GPTQ_V2, _gptq(_GPTQ_V2)),
-    "gptq-desc-act": Format(_GPTQ_ACT, _gptq(_GPTQ_ACT), refusal=_ACT_ORDER),
+    "gptq-desc-act": Format(_GPTQ_ACT, _gptq(_GPTQ_ACT)),
+    "gptq-v2-asym-desc-act": Format(_GPTQ_V2_ACT, _gptq(_GPTQ_V2_ACT)),
     "mxfp4-v4": Format(Mxfp4(), _V4_CONFIG, dense=_V4_DENSE),
     "mxfp4-v4.1": Format(Mxfp4(), _fp8(32, scale_fmt="ue8m0"), dense=_V41_DENSE),
     "mxfp4-ct": Format(

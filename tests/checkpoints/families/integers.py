@@ -3,14 +3,14 @@
 Invariant: as in `checkpoints.families.matrices`: codes, zero points and scales are drawn, the value follows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from checkpoints.families.matrices import Drawn, random_scales, spread, typed
+from checkpoints.families.matrices import Drawn, Encoding, random_scales, spread, typed
 
 Codes = npt.NDArray[np.uint32]
 # Word c of a row holds output columns 8c + AWQ_ORDER[i] at bits 4i.
@@ -31,6 +31,15 @@ def pack_rows(codes: Codes, bits: int) -> torch.Tensor:
     return pack_words(np.ascontiguousarray(codes.T), bits).T.contiguous()
 
 
+def group_index(cols: int, group: int, expert: int) -> npt.NDArray[np.int64]:
+    """The group of each input, as a quantiser gives them that sorts inputs by activation.
+
+    An expert's gate and up see the same activations, so they have one order.
+    """
+    shuffled = np.random.default_rng([cols, expert]).permutation(cols)
+    return (np.arange(cols) // group)[shuffled]
+
+
 def _scale_size(bits: int, cols: int) -> float:
     return 3 / (2**bits * cols**0.5)
 
@@ -45,6 +54,7 @@ class PackQuantized:
     scale_dtype: torch.dtype = torch.bfloat16
     # Activation order "group": the columns keep their places, `weight_g_idx` says whose group they are in.
     g_idx: bool = False
+    expert: int = 0
     shape_dtype: torch.dtype = torch.int64
     decoder: str = "pack-quantized"
     rtol: float = 0.0
@@ -68,7 +78,7 @@ class PackQuantized:
         }
         column_group = np.arange(cols) // group
         if self.g_idx:
-            column_group = rng.permutation(column_group)
+            column_group = group_index(cols, group, self.expert)
             tensors["weight_g_idx"] = torch.from_numpy(column_group.astype(np.int32))
         if not self.symmetric:
             tensors["weight_zero_point"] = pack_rows(zeros, self.bits)
@@ -124,6 +134,7 @@ class Gptq:
     version: int = 1
     symmetric: bool = True
     desc_act: bool = False
+    expert: int = 0
     decoder: str = "gptq"
     rtol: float = 0.0
 
@@ -138,7 +149,7 @@ class Gptq:
         scales = random_scales(rng, shape, _scale_size(4, cols), torch.float16, power_of_two=False)
         g_idx = np.arange(cols) // self.group
         if self.desc_act:
-            g_idx = rng.permutation(g_idx)
+            g_idx = group_index(cols, self.group, self.expert)
         value = (codes - zeros[g_idx].astype(np.float64)) * scales.double().numpy()[g_idx]
         stored_zeros = zeros - 1 if self.version == 1 else zeros
         tensors = {
@@ -148,3 +159,8 @@ class Gptq:
             "g_idx": torch.from_numpy(g_idx.astype(np.int32)),
         }
         return Drawn(tensors, np.ascontiguousarray(value.T))
+
+
+def of_expert(encoding: Encoding, expert: int) -> Encoding:
+    """The encoding as one of a layer's experts has it: with its own order of inputs, if there are any."""
+    return replace(encoding, expert=expert) if isinstance(encoding, PackQuantized | Gptq) else encoding

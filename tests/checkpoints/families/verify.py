@@ -7,9 +7,10 @@ layer.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from layers import RandomLayer, RandomMatrix, U, forward, oracle
 
 from checkpoints.families.expected import Expected, ExpertKey
@@ -96,7 +97,17 @@ def _bf16(bits: np.ndarray) -> F64:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def _experts(out: Path, expected: Expected) -> Iterator[tuple[ExpertKey, Matrix, PanelFormat]]:
+class Found(NamedTuple):
+    """A projection of an expert in a blob, its value, and what that must be."""
+
+    key: ExpertKey
+    matrix: Matrix
+    panel: PanelFormat
+    value: F64
+    want: F64
+
+
+def _experts(out: Path, expected: Expected) -> Iterator[Found]:
     """Every projection of every expert that the blobs hold."""
     for layer in manifest.load(out).layers:
         file = LayerFile(str(out / manifest.DIRECTORY / layer.file))
@@ -104,22 +115,39 @@ def _experts(out: Path, expected: Expected) -> Iterator[tuple[ExpertKey, Matrix,
         table = file.table()
         for expert in range(layer.num_experts):
             found = unpack_expert(file.spec, file.expert(expert), table, expert)
+            want: dict[str, F64] = {}
+            for name in PROJECTIONS[not expected.gated :]:
+                key = (layer.prefix, expert, name)
+                _require(key in expected.weights, f"{key} is in no checkpoint")
+                want[name] = expected.weights[key]
+            if expected.reorders:
+                _reorder(want, blob_value(found[1], file.spec.gate_up), found[1].input_order)
             for name, matrix in zip(PROJECTIONS, found, strict=True):
                 if matrix is not None:
-                    yield (
-                        (layer.prefix, expert, name),
-                        matrix,
-                        file.spec.down if name == "down" else file.spec.gate_up,
-                    )
+                    panel = file.spec.down if name == "down" else file.spec.gate_up
+                    key = (layer.prefix, expert, name)
+                    yield Found(key, matrix, panel, blob_value(matrix, panel), want[name])
+
+
+def _reorder(want: dict[str, F64], up: F64, order: npt.NDArray[np.uint32] | None) -> None:
+    """An expert's weights in the blob's order: inputs as it says, neurons by the likeness of up's rows."""
+    _require(order is not None, "the blob has no input order")
+    for name in want.keys() - {"down"}:
+        want[name] = want[name][:, order]
+    cosine = (up / np.linalg.norm(up, axis=1)[:, None]) @ want["up"].T / np.linalg.norm(want["up"], axis=1)
+    neurons = np.argmax(cosine, axis=1)
+    _require(len(set(neurons)) == len(up), "two rows of up are one of the checkpoint's")
+    _require(bool((neurons != np.arange(len(up))).any()), "down's groups are runs, which they were not")
+    for name in want.keys() - {"down"}:
+        want[name] = want[name][neurons]
+    want["down"] = want["down"][:, neurons]
 
 
 def check_experts(out: Path, expected: Expected, target: str = "keep") -> None:
     """Exact (keep), rounded once (bf16) or within the error of plain int4 rounding; biases exact."""
     seen = set()
-    for key, matrix, panel in _experts(out, expected):
+    for key, matrix, panel, got, want in _experts(out, expected):
         seen.add(key)
-        _require(key in expected.weights, f"{key} is in no checkpoint")
-        want, got = expected.weights[key], blob_value(matrix, panel)
         error = np.abs(got - want)
         bound = expected.rtol * np.abs(want)
         if target == "bf16":

@@ -15,6 +15,7 @@ from checkpoints.families.config import make_config
 from checkpoints.families.expected import Expected, ExpertKey
 from checkpoints.families.family import GATE_UP_DOWN, Family
 from checkpoints.families.formats import FORMATS, Format
+from checkpoints.families.integers import of_expert
 from checkpoints.families.layouts import PER_EXPERT, Layout
 from checkpoints.families.matrices import F64, Encoding, Half, Tensors, random_e4m3, typed
 from checkpoints.families.models import MODELS
@@ -51,7 +52,7 @@ def make(path: Path, model: str, format_name: str, seed: int = 0) -> Expected:
         gated=family.gated,
         activations={family.experts_path.format(n=n): family.activation_of(n) for n in family.moe_layers},
         indices={family.experts_path.format(n=n): n for n in family.moe_layers},
-        refusal=family.refusal or form.refusal,
+        reorders=bool(getattr(form.experts, "g_idx", False) or getattr(form.experts, "desc_act", False)),
     )
 
 
@@ -99,7 +100,7 @@ class _Writer:
             experts.append({})
             for projection in family.modules:
                 rows, cols = self._shape(projection)
-                drawn = encoding.draw(self._rng, rows, cols)
+                drawn = of_expert(encoding, expert).draw(self._rng, rows, cols)
                 key = (prefix, expert, projection)
                 self.weights[key] = drawn.value
                 experts[-1][projection] = drawn.tensors

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from checkpoints.families import CASES, REFUSED, make
+from checkpoints.families import CASES, make
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.geometry import MoeGeometry
 from lsg.convert.schedule import make_plan
@@ -16,7 +16,7 @@ from lsg.convert.steps import find_needs
 from lsg.convert.targets import make_target
 
 
-@pytest.mark.parametrize(("model", "name"), [case for case in CASES if case not in REFUSED])
+@pytest.mark.parametrize(("model", "name"), CASES)
 def test_reading_an_expert_touches_what_it_needs(model, name, tmp_path, monkeypatch):
     make(tmp_path, model, name)
     touched = set()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from click.testing import Result
 
-from checkpoints.families import CASES, FORMATS, REFUSED, Expected, make, verify
+from checkpoints.families import CASES, FORMATS, Expected, make, verify
 
 Convert = Callable[..., Result]
 
@@ -17,8 +17,7 @@ def names(cases) -> dict[str, tuple[str, str]]:
     return {re.sub(r"[/ ,]+", "_", f"{model}-{form}"): (model, form) for model, form in cases}
 
 
-ACCEPTED = names(case for case in CASES if case not in REFUSED)
-TO_REFUSE = names(sorted(REFUSED))
+NAMES = names(CASES)
 
 
 class Source(NamedTuple):
@@ -32,9 +31,9 @@ def write(name: str, case: tuple[str, str], parent: Path) -> Source:
     return Source(directory, make(directory, *case), FORMATS[case[1]].experts.decoder)
 
 
-@pytest.fixture(scope="module", params=ACCEPTED)
+@pytest.fixture(scope="module", params=NAMES)
 def source(request, tmp_path_factory) -> Source:
-    return write(request.param, ACCEPTED[request.param], tmp_path_factory.mktemp("family"))
+    return write(request.param, NAMES[request.param], tmp_path_factory.mktemp("family"))
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +74,3 @@ def test_int4_experts_are_close(source: Source, convert: Convert, tmp_path: Path
         return
     assert result.exit_code == 0, result.output
     verify.check_experts(tmp_path / "out", source.expected, "int4")
-
-
-@pytest.mark.parametrize("name", TO_REFUSE)
-def test_refusals(name: str, convert: Convert, tmp_path: Path):
-    source = write(name, TO_REFUSE[name], tmp_path)
-    result = convert(source.directory, tmp_path / "out", "--experts", "keep")
-    assert result.exit_code == 1, result.output
-    assert re.search(source.expected.refusal, result.output)
-    assert [path.name for path in tmp_path.iterdir()] == [name]

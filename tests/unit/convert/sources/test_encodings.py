@@ -37,6 +37,11 @@ def spread(blocks, rows, columns, shape):
     return wide.repeat_interleave(columns, 1)[:, : shape[1]]
 
 
+def shuffled(k, group):
+    """The group of each input when they are sorted by some activation; the last may be short."""
+    return torch.from_numpy((np.arange(k) // group)[np.random.default_rng(k).permutation(k)])
+
+
 def half(dtype):
     def encode(rng, n, k):
         weight = torch.from_numpy(rng.standard_normal((n, k))).to(dtype)
@@ -80,12 +85,14 @@ def compressed(bits, group, scale_dtype, *, zero=None, order=None):
             point = uniform(rng, low, high, scale.shape).to(torch.int8)
             packed = pack_to_int32(point, bits, packed_dim=0).contiguous()
             parts["weight_zero_point"] = packed if zero == "packed" else point
-        if order == "group":
-            parts["weight_g_idx"] = (torch.arange(k) // group).to(torch.int32)
+        index = torch.arange(k) // (group or k)
+        if order == "shuffled":
+            index = shuffled(k, group)
+        if order in ("group", "shuffled"):
+            parts["weight_g_idx"] = index.to(torch.int32)
         if order == "none":
             parts["weight_g_idx"] = torch.full((k,), -1, dtype=torch.int32)
-        wide = (spread(x, 1, group or k, (n, k)) for x in (point, scale))
-        return parts, (q.double() - next(wide)) * next(wide)
+        return parts, (q.double() - point.double()[:, index]) * scale.double()[:, index]
 
     return encode
 
@@ -115,7 +122,7 @@ def awq(rng, n, k, group=32):
     return parts, ((u.double() - full[0]) * full[1]).T
 
 
-def gptq(bits, *, version=1, group=64, symmetric=False, index=True, largest=None):
+def gptq(bits, *, version=1, group=64, symmetric=False, index=True, order=False, largest=None):
     def encode(rng, n, k):
         groups, per_word = -(-k // group), 32 // bits
         u = uniform(rng, 0, 1 << bits, (k, n))
@@ -129,10 +136,10 @@ def gptq(bits, *, version=1, group=64, symmetric=False, index=True, largest=None
             "qzeros": words(stored.reshape(groups, n // per_word, per_word)),
             "scales": scale,
         }
+        of_input = shuffled(k, group) if order else torch.arange(k) // group
         if index:
-            parts["g_idx"] = (torch.arange(k) // group).to(torch.int32)
-        full = [x.double().repeat_interleave(group, 0)[:k] for x in (z, scale)]
-        return parts, ((u.double() - full[0]) * full[1]).T
+            parts["g_idx"] = of_input.to(torch.int32)
+        return parts, ((u.double() - z.double()[of_input]) * scale.double()[of_input]).T
 
     return encode
 
@@ -187,15 +194,17 @@ E4M3, E5M2, F32, BF16, F16 = (
 )
 E8M0 = torch.float8_e8m0fnu
 INV = "weight_scale_inv"
-GPTQ1, GPTQ2 = {"quant_method": "gptq"}, {"quant_method": "gptq", "checkpoint_format": "gptq_v2"}
+GPTQ1 = {"quant_method": "gptq", "desc_act": False}
+GPTQ2 = GPTQ1 | {"checkpoint_format": "gptq_v2"}
+ACT = {"desc_act": True}
 
 
 def panel(dtype, scale, rows, k, **more):
     return PanelFormat(dtype, scale, scale_rows=rows, scale_k=k, **more)
 
 
-def int4(scale, k, *, zero=False):
-    return panel(Dtype.INT4, scale, 1, k, zero_point=zero)
+def int4(scale, k, *, zero=False, order=False):
+    return panel(Dtype.INT4, scale, 1, k, zero_point=zero, k_permutation=order)
 
 
 def eight(rows, k, scale=ScaleDtype.F32, dtype=Dtype.FP8_E4M3):
@@ -244,11 +253,16 @@ CASES = {
         int4(S.BF16, 64, zero=True),
         {},
     ),
-    "ct-4-g_idx": (compressed(4, 32, BF16, order="group"), "compressed_tensors_int4", int4(S.BF16, 32), {}),
+    "ct-4-g_idx": (
+        compressed(4, 32, BF16, order="group"),
+        "compressed_tensors_int4",
+        int4(S.BF16, 32, order=True),
+        {},
+    ),
     "ct-4-g_idx-unset": (
         compressed(4, 32, BF16, order="none"),
         "compressed_tensors_int4",
-        int4(S.BF16, 32),
+        int4(S.BF16, 32, order=True),
         {},
     ),
     "ct-8-g32": (compressed(8, 32, BF16), "compressed_tensors_int8", panel(Dtype.INT8, S.BF16, 1, 32), {}),
@@ -307,6 +321,40 @@ CASES = {
         "nvfp4",
         panel(Dtype.FP4_E2M1, S.FP8_E4M3, 1, 16, global_scale=True),
         {},
+    ),
+}
+
+# As CASES, with inputs whose groups are not runs; H and INNER leave the last group short.
+ORDERED = {
+    "ct-4": (
+        compressed(4, 128, BF16, order="shuffled"),
+        "compressed_tensors_int4",
+        int4(S.BF16, 128, order=True),
+        {},
+    ),
+    "ct-8-asym": (
+        compressed(8, 32, F32, zero="packed", order="shuffled"),
+        "compressed_tensors_int8",
+        panel(Dtype.INT8, S.F32, 1, 32, zero_point=True, k_permutation=True),
+        {},
+    ),
+    "gptq-v1": (
+        gptq(4, largest=17, order=True),
+        "gptq_int4",
+        int4(S.F16, 64, zero=True, order=True),
+        GPTQ1 | ACT,
+    ),
+    "gptq-v2-unsaid": (
+        gptq(4, version=2, group=128, order=True),
+        "gptq_int4",
+        int4(S.F16, 128, zero=True, order=True),
+        {"checkpoint_format": "gptq_v2"},
+    ),
+    "gptq-8-sym": (
+        gptq(8, symmetric=True, order=True),
+        "gptq_int8",
+        panel(Dtype.INT8, S.F16, 1, 64, k_permutation=True),
+        GPTQ1 | ACT | {"sym": True},
     ),
 }
 
@@ -421,15 +469,78 @@ def test_a_global_scale_of_zero_divides_nothing(find):
         source.read(source.layers[0], 0)
 
 
-@pytest.mark.parametrize(("case", "part"), [("ct-4-g_idx", "weight_g_idx"), ("gptq-v1", "g_idx")])
-def test_activation_order_is_refused(find, case, part):
-    encode, _, _, quantization = CASES[case]
-    tensors, _ = experts(encode, (H, INNER), np.random.default_rng(7))
-    name = f"model.layers.0.mlp.experts.1.gate_proj.{part}"
-    tensors[name] = tensors[name].flip(0)
+def sorted_by_group(tensors, projection):
+    name = next(name for name in tensors if f"1.{projection}_proj" in name and name.endswith("g_idx"))
+    return torch.sort(tensors[name], stable=True).indices
+
+
+@pytest.mark.parametrize("case", ORDERED)
+def test_inputs_are_sorted_by_group(find, values, case):
+    """Down's are the neurons: the rows of gate and up."""
+    encode, name, expected, quantization = ORDERED[case]
+    tensors, meaning = experts(encode, (H, INNER), np.random.default_rng(1))
     source = find(tensors, quantization_config=quantization)
-    with pytest.raises(CheckpointError, match=r"1.gate_proj.*do not follow the inputs' order .*desc_act"):
+    (layer,) = source.layers
+    assert source.format == name
+    assert layer.gate_up == expected
+    assert not layer.down.k_permutation
+    inputs, neurons = sorted_by_group(tensors, "up"), sorted_by_group(tensors, "down")
+    gate, up, _ = source.read(layer, 1)
+    assert gate.input_order.tolist() == up.input_order.tolist() == inputs.tolist()
+    found = values(source, 0, 1)
+    for projection in ("gate", "up"):
+        np.testing.assert_array_equal(found[projection], meaning[1, projection][neurons][:, inputs].numpy())
+    np.testing.assert_array_equal(found["down"], meaning[1, "down"][:, neurons].numpy())
+
+
+def test_rows_that_move_share_no_scale(find, values):
+    """FP8 blocks in gate and up, beside a down that orders the neurons."""
+    rng = np.random.default_rng(3)
+    tensors, meaning = experts(CASES["fp8-128"][0], (H, INNER), rng)
+    tensors = {name: tensor for name, tensor in tensors.items() if "down" not in name}
+    ordered, ordered_meaning = experts(ORDERED["ct-4"][0], (H, INNER), rng)
+    tensors |= {name: tensor for name, tensor in ordered.items() if "down" in name}
+    source = find(tensors)
+    assert source.layers[0].gate_up == eight(1, 128)
+    neurons = sorted_by_group(ordered, "down")
+    found = values(source, 0, 1)
+    np.testing.assert_array_equal(found["up"], meaning[1, "up"][neurons].numpy())
+    np.testing.assert_array_equal(found["down"], ordered_meaning[1, "down"][:, neurons].numpy())
+
+
+def edited(tensors, name, edit):
+    name = f"model.layers.0.mlp.experts.1.{name}"
+    return tensors | {name: edit(tensors[name])}
+
+
+def uneven(index):
+    return torch.where(index == 1, 0, index)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "edit", "sentence"),
+    [
+        ("ct-4", "gate_proj.weight_g_idx", lambda i: i.flip(0), "give the same inputs two orders"),
+        ("gptq-v1", "up_proj.g_idx", lambda i: i.flip(0), "give the same inputs two orders"),
+        ("gptq-v1", "down_proj.g_idx", uneven, r"1.down_proj.*64 inputs to every group but the last"),
+        ("gptq-v1", "up_proj.g_idx", lambda i: i - 1, r"1.up_proj.*64 inputs to every group but the last"),
+        ("ct-8-asym", "up_proj.weight_g_idx", uneven, r"32 inputs to every group but the last"),
+    ],
+)
+def test_orders_that_no_quantiser_writes_are_refused(find, case, name, edit, sentence):
+    encode, _, _, quantization = ORDERED[case]
+    tensors, _ = experts(encode, (H, INNER), np.random.default_rng(7))
+    source = find(edited(tensors, name, edit), quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=sentence):
         source.read(source.layers[0], 1)
+
+
+def test_an_order_that_the_configuration_denies_is_refused(find):
+    tensors, _ = experts(ORDERED["gptq-v1"][0], (H, INNER), np.random.default_rng(7))
+    source = find(tensors, quantization_config=GPTQ1)
+    assert not source.layers[0].gate_up.k_permutation
+    with pytest.raises(CheckpointError, match=r"0.gate_proj.*order, but config.json .* correct `desc_act`"):
+        source.read(source.layers[0], 0)
 
 
 @pytest.mark.parametrize(("case", "found"), [("gptq-v1-sym", 7), ("gptq-v2-sym", 9)])
