@@ -53,10 +53,9 @@ class ExpertEngine:
         self.model = model
         self._staging: dict[torch.device, _Staging] = {}
         self._core = _core.Engine(
-            threads=threads,
+            nodes=[_core.NodeWorkers(0, [[cpu] for cpu in host.cpus_for(threads, process, processes)])],
             isa=settings.isa,
             activations=settings.activations,
-            cores=host.cpus_for(threads, process, processes),
         )
         logger.info(
             "lsg: %d of %d processes, %d threads, %s, %s activations",

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -51,6 +52,13 @@ LoadPoll PollFor(const py::function* progress) {
   };
 }
 
+NodeWorkers Unpinned(int threads) {
+  if (threads < 1) {
+    throw CapacityError("an engine needs at least 1 thread, got " + std::to_string(threads));
+  }
+  return {0, std::vector<std::vector<int>>(threads)};
+}
+
 template <typename T>
 T* Address(uintptr_t address, const char* what, bool required) {
   if (address == 0 && required) throw Error(std::string(what) + " is a null pointer");
@@ -85,33 +93,50 @@ void BindEngine(py::module_& module) {
                              [](const PartResidency& part) { return part.residency.unknown_bytes; })
       .def_readonly("huge_bytes", &PartResidency::huge_bytes);
 
-  py::class_<MoeEngine>(module, "Engine")
-      .def(py::init([](int threads, const std::string& isa, const std::string& activations,
-                       const std::vector<int>& cores) {
-             return std::make_unique<MoeEngine>(
-                 EngineOptions{threads, SelectIsa(isa), ParsePrecision(activations), cores});
+  py::class_<NodeWorkers>(module, "NodeWorkers")
+      .def(py::init([](int node, std::vector<std::vector<int>> cpus) {
+             return NodeWorkers{node, std::move(cpus)};
            }),
-           py::kw_only(), py::arg("threads"), py::arg("isa") = "", py::arg("activations") = "int8",
-           py::arg("cores") = std::vector<int>{})
+           py::arg("node"), py::arg("cpus"))
+      .def_readonly("node", &NodeWorkers::node)
+      .def_readonly("cpus", &NodeWorkers::cpus);
+
+  py::class_<MoeEngine>(module, "Engine")
+      .def(py::init([](int threads, std::vector<NodeWorkers> nodes, const std::string& isa,
+                       const std::string& activations, int spin_us) {
+             if (!nodes.empty() && threads != 0) {
+               throw Error("an engine takes either threads or nodes, not both");
+             }
+             if (spin_us < 0) throw Error("spin_us must not be negative");
+             if (nodes.empty()) nodes.push_back(Unpinned(threads));
+             return std::make_unique<MoeEngine>(
+                 EngineOptions{{std::move(nodes), std::chrono::microseconds(spin_us)},
+                               SelectIsa(isa),
+                               ParsePrecision(activations)});
+           }),
+           py::kw_only(), py::arg("threads") = 0, py::arg("nodes") = std::vector<NodeWorkers>{},
+           py::arg("isa") = "", py::arg("activations") = "int8", py::arg("spin_us") = 50)
       .def(
           "add_layer",
           [](MoeEngine& engine, const std::string& path, Activation activation, float alpha,
              float limit, int unit_begin, int unit_end, const std::string& load,
-             const std::vector<std::tuple<int, int, int>>& nodes, bool defer) {
+             const std::vector<std::tuple<int, int, int>>& nodes, std::vector<int> node_units,
+             bool defer) {
             const LoadMode mode = ParseLoadMode(load);
             std::vector<NodeUnits> units;
             for (const auto& [node, begin, end] : nodes) units.push_back({node, begin, end});
             if (units.empty()) units.push_back({kAnyNode, unit_begin, unit_end});
             const py::gil_scoped_release release;
             const int handle = engine.AddLayer(LayerMemory(path, mode, std::move(units)),
-                                               {activation, alpha, limit});
+                                               {activation, alpha, limit}, std::move(node_units));
             if (!defer) engine.Load(0, false, PollFor(nullptr));
             return handle;
           },
           py::arg("path"), py::kw_only(), py::arg("activation") = Activation::kSilu,
           py::arg("alpha") = 1.0f, py::arg("limit") = 0.0f, py::arg("unit_begin") = 0,
           py::arg("unit_end") = -1, py::arg("load") = "map",
-          py::arg("nodes") = std::vector<std::tuple<int, int, int>>{}, py::arg("defer") = false)
+          py::arg("nodes") = std::vector<std::tuple<int, int, int>>{},
+          py::arg("node_units") = std::vector<int>{}, py::arg("defer") = false)
       .def(
           "load",
           [](MoeEngine& engine, const std::optional<py::function>& progress, int threads_per_node,
@@ -144,8 +169,7 @@ void BindEngine(py::module_& module) {
           py::arg("out"), py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
       .def("int8_inputs", &MoeEngine::Int8Inputs, py::arg("layer"))
       .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
-      .def_property_readonly("threads",
-                             [](const MoeEngine& engine) { return engine.options().threads; })
+      .def_property_readonly("threads", &MoeEngine::threads)
       .def_property_readonly("loaded_bytes", &MoeEngine::loaded_bytes)
       .def_property_readonly("locked_bytes", &MoeEngine::locked_bytes);
 }

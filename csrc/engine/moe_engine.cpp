@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "base/align.h"
@@ -67,20 +69,36 @@ void FromFloat(const float* source, FloatDtype dtype, int64_t offset, int count,
   }
 }
 
+// Memory that grows and is not touched before it is used, so that its pages come from the node of
+// the worker that writes them first.
+template <typename T>
+class Scratch {
+ public:
+  void Grow(int64_t size) {
+    if (size <= size_) return;
+    data_.reset(new T[size]);
+    size_ = size;
+  }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<T[]> data_;
+  int64_t size_ = 0;
+};
+
 // Rows of int8 groups for some number of tokens.
 struct Int8Rows {
-  std::vector<int8_t> codes;
-  std::vector<float> scales;
-  std::vector<int32_t> sums;
+  Scratch<int8_t> codes;
+  Scratch<float> scales;
+  Scratch<int32_t> sums;
   int k_tiles = 0;
 
   void Resize(int64_t rows, int tiles) {
     k_tiles = tiles;
-    if (codes.size() < static_cast<size_t>(rows) * tiles * kTileK) {
-      codes.resize(rows * tiles * kTileK);
-      scales.resize(rows * tiles);
-      sums.resize(rows * tiles);
-    }
+    codes.Grow(rows * tiles * kTileK);
+    scales.Grow(rows * tiles);
+    sums.Grow(rows * tiles);
   }
   Int8Row Row(int64_t row, int tile = 0) const {
     const int64_t at = row * k_tiles + tile;
@@ -93,36 +111,67 @@ struct Int8Rows {
   }
 };
 
-template <typename T>
-void Grow(std::vector<T>& buffer, int64_t size) {
-  if (buffer.size() < static_cast<size_t>(size)) buffer.resize(size);
+// dest[t] += source[t] or = 0 for the blocks of `tokens` rows.
+void AddBlocks(const float* source, int source_stride, int tokens, float* dest, int dest_stride) {
+  for (int t = 0; t < tokens; ++t) {
+    for (int n = 0; n < kBlockN; ++n) {
+      dest[int64_t{t} * dest_stride + n] += source[int64_t{t} * source_stride + n];
+    }
+  }
+}
+
+void ClearBlocks(int tokens, float* dest, int dest_stride) {
+  for (int t = 0; t < tokens; ++t) {
+    std::fill_n(dest + int64_t{t} * dest_stride, kBlockN, 0.0f);
+  }
 }
 
 }  // namespace
 
+// What the workers of one node write, and nobody else.
+struct MoeEngine::NodeWorkspace {
+  alignas(64) std::atomic<int> next_task{0};
+  alignas(64) std::atomic<int> next_block{0};
+  Scratch<float> slots;         // [slot][token][out_stride]
+  std::vector<uint8_t> filled;  // [slot][token]
+  Scratch<float> act;           // [routed token][the node's units · unit_rows]
+  Int8Rows act_int8;
+  Scratch<float> sums;  // [piece][token][out_stride]; unused where one piece is everything
+};
+
 struct MoeEngine::Workspace {
   Routing routing;
-  std::vector<float> hidden;    // [tokens, in_stride]
-  std::vector<float> gathered;  // [routed tokens, in_stride], where inputs have orders
-  Int8Rows hidden_int8;         // rows of `gathered` if there are any, else of `hidden`
-  std::vector<float> slots;     // [slot][token][out_stride]
-  std::vector<uint8_t> filled;  // [slot][token]
-  std::vector<float> act;       // [routed token][units · unit_rows]
-  Int8Rows act_int8;
-  std::vector<float> out;  // [tokens, out_stride]
+  Scratch<float> hidden;    // [tokens, in_stride]
+  Scratch<float> gathered;  // [routed tokens, in_stride], where inputs have orders
+  Int8Rows hidden_int8;     // rows of `gathered` if there are any, else of `hidden`
+  Scratch<float> out;       // [tokens, out_stride]
+  std::vector<NodeWorkspace> nodes;
+  std::vector<Scratch<float>> spare;  // [worker]
+
+  // Where the sum of one of a node's pieces goes: [tokens, out_stride].
+  float* PieceSum(const MoeLayer& layer, int node, int piece, int tokens) {
+    if (layer.pieces().size() == 1) return out.data();
+    return nodes[node].sums.data() +
+           int64_t{piece - layer.FirstPiece(node)} * tokens * layer.out_stride();
+  }
 };
 
 MoeEngine::MoeEngine(const EngineOptions& options)
     : options_(options),
       kernels_(KernelsOf(options.isa)),
-      pool_(options.threads, options.cores),
-      workspace_(std::make_unique<Workspace>()) {}
+      pool_(ThreadPool::Shared(options.pool)),
+      workspace_(std::make_unique<Workspace>()) {
+  workspace_->nodes = std::vector<NodeWorkspace>(pool_->num_nodes());
+  workspace_->spare.resize(pool_->size());
+}
 
 MoeEngine::~MoeEngine() = default;
 
-int MoeEngine::AddLayer(LayerMemory memory, const ActivationSpec& activation) {
+int MoeEngine::AddLayer(LayerMemory memory, const ActivationSpec& activation,
+                        std::vector<int> node_units) {
   const bool int8 = options_.activations == ActivationPrecision::kInt8;
-  layers_.push_back(std::make_unique<MoeLayer>(std::move(memory), kernels_, activation, int8));
+  layers_.push_back(std::make_unique<MoeLayer>(std::move(memory), kernels_, activation, int8,
+                                               pool_->num_nodes(), std::move(node_units)));
   return static_cast<int>(layers_.size()) - 1;
 }
 
@@ -154,6 +203,7 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
   if (!layers_[layer_index]->loaded()) {
     throw Error("layer " + std::to_string(layer_index) + " was added but not loaded");
   }
+  pool_->CheckProcess();
   const std::lock_guard lock(forward_mutex_);
   const MoeLayer& layer = *layers_[layer_index];
   const int num_experts = layer.num_experts();
@@ -162,7 +212,13 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
     const int64_t entry = int64_t{first} * batch.top_k;
     workspace_->routing.Build(batch.topk_ids + entry, batch.topk_weights + entry, tokens,
                               batch.top_k, num_experts);
-    Grow(workspace_->out, int64_t{tokens} * layer.out_stride());
+    workspace_->out.Grow(int64_t{tokens} * layer.out_stride());
+    for (int node = 0; node < pool_->num_nodes(); ++node) {
+      NodeWorkspace& mine = workspace_->nodes[node];
+      mine.next_task = mine.next_block = 0;
+      const int pieces = layer.EndPiece(node) - layer.FirstPiece(node);
+      if (layer.pieces().size() > 1) mine.sums.Grow(int64_t{pieces} * tokens * layer.out_stride());
+    }
     LoadHidden(layer, batch, first, tokens);
     const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
     if (tokens <= kFusedTokens && layer.units() * tokens * row_bytes <= kFusedBytes) {
@@ -179,7 +235,7 @@ void MoeEngine::LoadHidden(const MoeLayer& layer, const Batch& batch, int first,
   const int hidden_size = layer.hidden_size();
   const int stride = layer.in_stride();
   const int k_tiles = stride / kTileK;
-  Grow(ws.hidden, int64_t{tokens} * stride);
+  ws.hidden.Grow(int64_t{tokens} * stride);
   const bool gathers = layer.spec().gate_up().k_permutation;
   const bool quantizes = layer.int8_gate_up() && !gathers;
   if (quantizes) ws.hidden_int8.Resize(tokens, k_tiles);
@@ -189,12 +245,13 @@ void MoeEngine::LoadHidden(const MoeLayer& layer, const Batch& batch, int first,
     std::fill(row + hidden_size, row + stride, 0.0f);
     if (quantizes) ws.hidden_int8.Quantize(kernels_, token, 0, row, k_tiles);
   };
-  // One token takes about a microsecond, less than waking a worker.
+  // One token takes about a microsecond, less than waking a worker; a worker gets a few.
   if (tokens <= kFewTokens) {
     for (int token = 0; token < tokens; ++token) load(token);
   } else {
-    pool_.Run([&](int worker) {
-      for (int token = worker; token < tokens; token += pool_.size()) load(token);
+    const int workers = std::min(pool_->size(), tokens / kFewTokens);
+    pool_->Run(workers, [&](int worker) {
+      for (int token = worker; token < tokens; token += workers) load(token);
     });
   }
   if (gathers) GatherInputs(layer);
@@ -206,13 +263,13 @@ void MoeEngine::GatherInputs(const MoeLayer& layer) {
   const int stride = layer.in_stride();
   const int k_tiles = stride / kTileK;
   const auto entries = static_cast<int64_t>(ws.routing.tokens.size());
-  Grow(ws.gathered, entries * stride);
+  ws.gathered.Grow(entries * stride);
   if (layer.int8_gate_up()) ws.hidden_int8.Resize(entries, k_tiles);
-  pool_.Run([&](int worker) {
+  pool_->Run([&](int worker) {
     for (const ExpertTokens& expert : ws.routing.experts) {
       const uint32_t* order = layer.InputOrder(expert.expert);
       for (int64_t at = expert.begin; at < expert.end; ++at) {
-        if (at % pool_.size() != worker) continue;
+        if (at % pool_->size() != worker) continue;
         const float* x = ws.hidden.data() + int64_t{ws.routing.tokens[at].token} * stride;
         float* row = ws.gathered.data() + at * stride;
         for (int k = 0; k < hidden_size; ++k) row[k] = x[order[k]];
@@ -232,8 +289,9 @@ void MoeEngine::StoreOut(const MoeLayer& layer, const Batch& batch, int first, i
   if (tokens <= kFewTokens) {
     for (int token = 0; token < tokens; ++token) store(token);
   } else {
-    pool_.Run([&](int worker) {
-      for (int token = worker; token < tokens; token += pool_.size()) store(token);
+    const int workers = std::min(pool_->size(), tokens / kFewTokens);
+    pool_->Run(workers, [&](int worker) {
+      for (int token = worker; token < tokens; token += workers) store(token);
     });
   }
 }
@@ -271,16 +329,19 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   const int wanted = tokens <= kFewTokens ? kSlotsForFewTokens : kSlots;
   const int chunks = std::clamp(CeilDiv(wanted, std::max(layer.units(), 1)), 1,
                                 std::max(static_cast<int>(experts.size()), 1));
-  const int slots = layer.units() * chunks;
-  Grow(ws.slots, int64_t{slots} * tokens * stride);
-  ws.filled.assign(int64_t{slots} * tokens, 0);
+  for (int node = 0; node < pool_->num_nodes(); ++node) {
+    const int64_t rows = int64_t{layer.UnitsOf(node).size()} * chunks * tokens;
+    ws.nodes[node].slots.Grow(rows * stride);
+    ws.nodes[node].filled.assign(rows, 0);
+  }
 
-  const auto compute = [&](int slot) {
-    const int unit = layer.unit_begin() + slot / chunks;
+  const auto compute = [&](int node, int slot) {
+    NodeWorkspace& mine = ws.nodes[node];
+    const int unit = layer.UnitsOf(node).begin + slot / chunks;
     const int chunk = slot % chunks;
     const int count = static_cast<int>(experts.size());
-    float* sums = ws.slots.data() + int64_t{slot} * tokens * stride;
-    uint8_t* filled = ws.filled.data() + int64_t{slot} * tokens;
+    float* sums = mine.slots.data() + int64_t{slot} * tokens * stride;
+    uint8_t* filled = mine.filled.data() + int64_t{slot} * tokens;
     alignas(64) float act[kMaxTokens][kMaxUnitRows];
     float* act_rows[kMaxTokens];
     for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
@@ -312,23 +373,69 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     }
   };
 
-  std::atomic<int> next{0};
-  const int64_t outputs = int64_t{tokens} * stride / kBlockN;
-  pool_.Run([&](int worker) {
-    for (int slot = next++; slot < slots; slot = next++) compute(slot);
-    pool_.Sync();
-    for (int64_t at = outputs * worker / pool_.size(); at < outputs * (worker + 1) / pool_.size();
-         ++at) {
-      const int64_t token = at * kBlockN / stride;
-      float sum[kBlockN] = {};
-      for (int slot = 0; slot < slots; ++slot) {
-        if (!ws.filled[int64_t{slot} * tokens + token]) continue;
-        const float* part = ws.slots.data() + int64_t{slot} * tokens * stride + at * kBlockN;
-        for (int n = 0; n < kBlockN; ++n) sum[n] += part[n];
+  // The block of 64 outputs from `at` of one token, summed over some of a node's units.
+  const auto reduce = [&](int node, UnitRange units, int64_t token, int64_t at, float* sum) {
+    const NodeWorkspace& mine = ws.nodes[node];
+    const int first_unit = layer.UnitsOf(node).begin;
+    SumUnits<kBlockN>(units, sum, [&](UnitRange range, float* part) {
+      if (range.size() > 1) return false;
+      std::fill_n(part, kBlockN, 0.0f);
+      const int first_slot = (range.begin - first_unit) * chunks;
+      for (int slot = first_slot; slot < first_slot + chunks; ++slot) {
+        const int64_t row = int64_t{slot} * tokens + token;
+        if (!mine.filled[row]) continue;
+        const float* from = mine.slots.data() + row * stride + at;
+        for (int n = 0; n < kBlockN; ++n) part[n] += from[n];
       }
-      std::copy(sum, sum + kBlockN, ws.out.data() + at * kBlockN);
+      return true;
+    });
+  };
+
+  const int64_t blocks = int64_t{tokens} * stride / kBlockN;
+  pool_->Run([&](int worker) {
+    const int node = pool_->NodeOf(worker);
+    const int slots = layer.UnitsOf(node).size() * chunks;
+    for (int slot = ws.nodes[node].next_task++; slot < slots; slot = ws.nodes[node].next_task++) {
+      compute(node, slot);
     }
+    pool_->SyncNode();
+    const int64_t here = worker - pool_->FirstWorker(node);
+    const int64_t workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
+    for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
+      float* sums = ws.PieceSum(layer, node, piece, tokens);
+      for (int64_t at = blocks * here / workers; at < blocks * (here + 1) / workers; ++at) {
+        const int64_t token = at * kBlockN / stride;
+        reduce(node, layer.pieces()[piece], token, at * kBlockN - token * stride,
+               sums + at * kBlockN);
+      }
+    }
+    AddPieces(layer, tokens, worker);
   });
+}
+
+void MoeEngine::AddPieces(const MoeLayer& layer, int tokens, int worker) {
+  Workspace& ws = *workspace_;
+  const std::vector<UnitRange>& pieces = layer.pieces();
+  if (pieces.size() == 1) return;
+  pool_->Sync();
+  const int64_t blocks = int64_t{tokens} * layer.out_stride() / kBlockN;
+  const int64_t end = blocks * (worker + 1) / pool_->size();
+  for (int64_t at = blocks * worker / pool_->size(); at < end; ++at) {
+    float* sum = ws.out.data() + at * kBlockN;
+    if (pieces.empty()) {
+      std::fill_n(sum, kBlockN, 0.0f);
+      continue;
+    }
+    // The tree is walked in order, and so are the pieces.
+    int node = 0, piece = 0;
+    SumUnits<kBlockN>(layer.unit_range(), sum, [&](UnitRange range, float* part) {
+      if (range != pieces[piece]) return false;
+      while (piece >= layer.EndPiece(node)) ++node;
+      std::copy_n(ws.PieceSum(layer, node, piece, tokens) + at * kBlockN, kBlockN, part);
+      ++piece;
+      return true;
+    });
+  }
 }
 
 void MoeEngine::Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
@@ -352,76 +459,103 @@ void MoeEngine::TwoPhase(const MoeLayer& layer, int tokens) {
   Workspace& ws = *workspace_;
   const auto& experts = ws.routing.experts;
   const int num_experts = static_cast<int>(experts.size());
-  const int units = layer.units();
   const int unit_rows = layer.unit_rows();
   const int unit_tiles = layer.unit_tiles();
-  const int64_t act_stride = int64_t{units} * unit_rows;
   const int64_t entries = static_cast<int64_t>(ws.routing.tokens.size());
-  Grow(ws.act, entries * act_stride);
-  if (layer.int8_down()) ws.act_int8.Resize(entries, units * unit_tiles);
+  for (int node = 0; node < pool_->num_nodes(); ++node) {
+    const int units = layer.UnitsOf(node).size();
+    ws.nodes[node].act.Grow(entries * units * unit_rows);
+    if (layer.int8_down()) ws.nodes[node].act_int8.Resize(entries, units * unit_tiles);
+  }
 
-  const auto activate = [&](int unit, const ExpertTokens& expert) {
-    const Panel panel = layer.GateUpPanel(layer.unit_begin() + unit, expert.expert);
+  const auto activate = [&](int node, int unit, const ExpertTokens& expert) {
+    NodeWorkspace& mine = ws.nodes[node];
+    const UnitRange units = layer.UnitsOf(node);
+    const int64_t act_stride = int64_t{units.size()} * unit_rows;
+    const int here = unit - units.begin;
+    const Panel panel = layer.GateUpPanel(unit, expert.expert);
     for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
       const int count = std::min(kMaxTokens, expert.end - at);
       float* act[kMaxTokens];
       for (int t = 0; t < count; ++t)
-        act[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
+        act[t] = mine.act.data() + (at + t) * act_stride + here * unit_rows;
       GateUp(layer, panel, ws.routing.tokens.data() + at, count, act);
       if (!layer.int8_down()) continue;
       for (int t = 0; t < count; ++t) {
-        ws.act_int8.Quantize(kernels_, at + t, unit * unit_tiles, act[t], unit_tiles);
+        mine.act_int8.Quantize(kernels_, at + t, here * unit_tiles, act[t], unit_tiles);
       }
     }
   };
 
-  const int stride = layer.out_stride();
-  const auto project = [&](int block) {
-    for (int token = 0; token < tokens; ++token) {
-      float* y = ws.out.data() + int64_t{token} * stride + block * kBlockN;
-      std::fill(y, y + kBlockN, 0.0f);
-    }
+  // y[0 … tokens) = one block of outputs of one unit; rows of y are `stride` apart.
+  const auto project_unit = [&](int node, int unit, int block, float* y_rows, int stride) {
+    const NodeWorkspace& mine = ws.nodes[node];
+    const UnitRange units = layer.UnitsOf(node);
+    const int64_t act_stride = int64_t{units.size()} * unit_rows;
+    const int here = unit - units.begin;
+    ClearBlocks(tokens, y_rows, stride);
     for (const ExpertTokens& expert : experts) {
-      const float* bias = layer.DownBias(expert.expert);
-      for (int unit = 0; unit < units; ++unit) {
-        const Panel panel =
-            layer.DownPanel(layer.unit_begin() + unit, expert.expert, block, block + 1);
-        for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
-          const int count = std::min(kMaxTokens, expert.end - at);
-          float* y[kMaxTokens];
-          Int8Row int8_rows[kMaxTokens];
-          const float* float_rows[kMaxTokens];
-          for (int t = 0; t < count; ++t) {
-            const RoutedToken& routed = ws.routing.tokens[at + t];
-            y[t] = ws.out.data() + int64_t{routed.token} * stride + block * kBlockN;
-            if (layer.int8_down()) {
-              int8_rows[t] = ws.act_int8.Row(at + t, unit * unit_tiles);
-            } else {
-              float_rows[t] = ws.act.data() + (at + t) * act_stride + unit * unit_rows;
-            }
-            if (bias != nullptr && unit == 0) {
-              for (int n = 0; n < kBlockN; ++n)
-                y[t][n] += routed.weight * bias[block * kBlockN + n];
-            }
-          }
+      const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
+      const Panel panel = layer.DownPanel(unit, expert.expert, block, block + 1);
+      for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
+        const int count = std::min(kMaxTokens, expert.end - at);
+        float* y[kMaxTokens];
+        Int8Row int8_rows[kMaxTokens];
+        const float* float_rows[kMaxTokens];
+        for (int t = 0; t < count; ++t) {
+          const RoutedToken& routed = ws.routing.tokens[at + t];
+          y[t] = y_rows + int64_t{routed.token} * stride;
           if (layer.int8_down()) {
-            layer.down_kernels().int8(panel, int8_rows, count, y, true);
+            int8_rows[t] = mine.act_int8.Row(at + t, here * unit_tiles);
           } else {
-            layer.down_kernels().f32(panel, float_rows, count, y, true);
+            float_rows[t] = mine.act.data() + (at + t) * act_stride + here * unit_rows;
           }
+          if (bias != nullptr) {
+            for (int n = 0; n < kBlockN; ++n) y[t][n] += routed.weight * bias[block * kBlockN + n];
+          }
+        }
+        if (layer.int8_down()) {
+          layer.down_kernels().int8(panel, int8_rows, count, y, true);
+        } else {
+          layer.down_kernels().f32(panel, float_rows, count, y, true);
         }
       }
     }
   };
 
-  std::atomic<int> next_task{0}, next_block{0};
-  const int blocks = stride / kBlockN;
-  pool_.Run([&](int) {
-    for (int task = next_task++; task < units * num_experts; task = next_task++) {
-      activate(task / num_experts, experts[task % num_experts]);
+  // The same for a subtree of units. `spare` holds one block of outputs per level below.
+  const auto project = [&](const auto& self, int node, UnitRange range, int block, float* y,
+                           int stride, float* spare) -> void {
+    if (range.size() == 1) {
+      project_unit(node, range.begin, block, y, stride);
+      return;
     }
-    pool_.Sync();
-    for (int block = next_block++; block < blocks; block = next_block++) project(block);
+    float* below = spare + int64_t{tokens} * kBlockN;
+    self(self, node, {range.begin, MiddleOf(range)}, block, y, stride, below);
+    self(self, node, {MiddleOf(range), range.end}, block, spare, kBlockN, below);
+    AddBlocks(spare, kBlockN, tokens, y, stride);
+  };
+
+  const int blocks = layer.out_stride() / kBlockN;
+  const int levels = std::bit_width(static_cast<unsigned>(layer.units()));
+  pool_->Run([&](int worker) {
+    const int node = pool_->NodeOf(worker);
+    NodeWorkspace& mine = ws.nodes[node];
+    const UnitRange units = layer.UnitsOf(node);
+    const int tasks = units.size() * num_experts;
+    for (int task = mine.next_task++; task < tasks; task = mine.next_task++) {
+      activate(node, units.begin + task / num_experts, experts[task % num_experts]);
+    }
+    pool_->SyncNode();
+    Scratch<float>& spare = ws.spare[worker];
+    spare.Grow(int64_t{levels} * tokens * kBlockN);
+    for (int block = mine.next_block++; block < blocks; block = mine.next_block++) {
+      for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
+        float* y = ws.PieceSum(layer, node, piece, tokens) + block * kBlockN;
+        project(project, node, layer.pieces()[piece], block, y, layer.out_stride(), spare.data());
+      }
+    }
+    AddPieces(layer, tokens, worker);
   });
 }
 

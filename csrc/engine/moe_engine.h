@@ -1,8 +1,9 @@
 // Computes routed experts from layer files.
 //
-// Invariant: for a fixed ISA level the result does not depend on the number of threads or on
-// scheduling: every partial sum belongs to a task that the shapes alone define, and partial sums
-// are added in task order.
+// Invariant: for a fixed ISA level the result does not depend on the number of threads or nodes or
+// on scheduling: every partial sum belongs to a task that the shapes alone define, and partial sums
+// are added in an order that the shapes alone define. A unit's records are read by the workers of
+// the one node that has the unit.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,9 @@ enum class FloatDtype { kF32, kBf16, kF16 };
 enum class ActivationPrecision { kInt8, kFloat };
 
 struct EngineOptions {
-  int threads = 1;
+  PoolOptions pool;
   Isa isa = Isa::kScalar;
   ActivationPrecision activations = ActivationPrecision::kInt8;
-  std::vector<int> cores;
 };
 
 struct Batch {
@@ -45,9 +45,10 @@ class MoeEngine {
   ~MoeEngine();
 
   // The engine computes the units of `memory` only, so its result is a partial sum unless they are
-  // all of the layer's. Load comes before the first forward pass. Throws FormatError when the layer
-  // has a format without a kernel.
-  int AddLayer(LayerMemory memory, const ActivationSpec& activation);
+  // all of the layer's. `node_units`: how many of them each node of the pool takes, in order;
+  // empty: as `memory` has them by node, or evenly. Load comes before the first forward pass.
+  // Throws FormatError when the layer has a format without a kernel.
+  int AddLayer(LayerMemory memory, const ActivationSpec& activation, std::vector<int> node_units);
 
   // Brings the layers that were added since the last call into memory (loader.h); when it throws,
   // they are gone. `lock`: also keeps them there, as far as the limit on locked memory permits.
@@ -66,12 +67,14 @@ class MoeEngine {
   bool Int8Inputs(int layer) const { return layers_.at(layer)->int8_gate_up(); }
 
   const EngineOptions& options() const { return options_; }
+  int threads() const { return pool_->size(); }
   // Expert bytes of loaded layers.
   uint64_t loaded_bytes() const { return loaded_bytes_; }
   uint64_t locked_bytes() const { return locked_bytes_; }
 
  private:
   struct Workspace;
+  struct NodeWorkspace;
 
   void LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
   // A row for each routed token, its values in its expert's order.
@@ -79,6 +82,8 @@ class MoeEngine {
   void Fused(const MoeLayer& layer, int tokens);
   void TwoPhase(const MoeLayer& layer, int tokens);
   void StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens);
+  // Run by every worker: out = the sum of all nodes' pieces.
+  void AddPieces(const MoeLayer& layer, int tokens, int worker);
 
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
   void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
@@ -89,7 +94,7 @@ class MoeEngine {
 
   EngineOptions options_;
   const Kernels& kernels_;
-  ThreadPool pool_;
+  std::shared_ptr<ThreadPool> pool_;
   std::mutex forward_mutex_;
   std::vector<std::unique_ptr<MoeLayer>> layers_;
   std::unique_ptr<Workspace> workspace_;

@@ -45,11 +45,32 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
 }  // namespace
 
 MoeLayer::MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation,
-                   bool int8)
+                   bool int8, int nodes, std::vector<int> node_units)
     : memory_(std::move(memory)),
       activation_(activation),
       gate_up_(KernelsFor(kernels, spec().gate_up(), int8, memory_.path())),
       down_(KernelsFor(kernels, spec().down(), int8, memory_.path())) {
+  const std::vector<NodeUnits>& ranges = memory_.units();
+  if (node_units.empty()) {
+    const bool by_node = static_cast<int>(ranges.size()) == nodes;
+    for (int node = 0; node < nodes; ++node) {
+      node_units.push_back(by_node ? ranges[node].end - ranges[node].begin
+                                   : units() / nodes + (node < units() % nodes));
+    }
+  }
+  int begin = unit_begin();
+  for (int count : node_units) {
+    const UnitRange mine{begin, begin + std::max(count, 0)};
+    const int first_piece = static_cast<int>(pieces_.size());
+    AppendPieces(unit_range(), mine, pieces_);
+    nodes_.push_back({mine, first_piece, static_cast<int>(pieces_.size())});
+    begin = mine.end;
+  }
+  if (begin != unit_range().end || static_cast<int>(nodes_.size()) != nodes) {
+    throw Error(memory_.path() + ": " + std::to_string(nodes_.size()) + " nodes take " +
+                std::to_string(begin - unit_begin()) + " units, but " + std::to_string(nodes) +
+                " nodes are to take " + std::to_string(units()));
+  }
   if (!spec().gate_up().k_permutation) return;
   for (int expert = 0; expert < num_experts(); ++expert) {
     CheckInputOrder(InputOrder(expert), hidden_size(),

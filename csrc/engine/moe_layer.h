@@ -1,14 +1,16 @@
 // A layer as the engine sees it: its bytes, the kernels for its formats, and panels ready for
 // them.
 //
-// Invariant: both panel formats have kernels, the unit range lies inside the file, and an input
-// order is a permutation.
+// Invariant: both panel formats have kernels, the unit range lies inside the file, every unit of it
+// belongs to exactly one NUMA node of the engine, and an input order is a permutation.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include "engine/unit_sums.h"
 #include "kernels/kernels.h"
 #include "memory/layer_memory.h"
 
@@ -16,9 +18,11 @@ namespace lsg {
 
 class MoeLayer {
  public:
-  // `int8`: quantise activations where there is a kernel for it. Throws FormatError for a format
-  // without kernels.
-  MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation, bool int8);
+  // `int8`: quantise activations where there is a kernel for it. `node_units`: how many of the
+  // units each of `nodes` nodes takes, in order; empty: as `memory` has them by node, or evenly.
+  // Throws FormatError for a format without kernels, and Error for nodes that do not take all.
+  MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation, bool int8,
+           int nodes, std::vector<int> node_units);
 
   // What forward passes read; LoadLayers brings it into memory.
   LayerMemory& memory() { return memory_; }
@@ -38,6 +42,13 @@ class MoeLayer {
   bool gated() const { return spec().geometry().gated; }
   int unit_begin() const { return memory_.unit_begin(); }
   int units() const { return memory_.unit_end() - memory_.unit_begin(); }
+  UnitRange unit_range() const { return {memory_.unit_begin(), memory_.unit_end()}; }
+  // The units whose records node `node` (an index into the engine's nodes) reads, and nobody else.
+  UnitRange UnitsOf(int node) const { return nodes_[node].units; }
+  // A node's share of the sums over units, and of the list of all nodes' pieces.
+  const std::vector<UnitRange>& pieces() const { return pieces_; }
+  int FirstPiece(int node) const { return nodes_[node].first_piece; }
+  int EndPiece(int node) const { return nodes_[node].end_piece; }
   int unit_rows() const { return static_cast<int>(spec().geometry().unit_rows); }
   int unit_tiles() const { return unit_rows() / kTileK; }
   int in_stride() const { return spec().gate_up_sections().k_tiles * kTileK; }
@@ -64,6 +75,12 @@ class MoeLayer {
   LayerMemory memory_;
   ActivationSpec activation_;
   PanelKernels gate_up_, down_;
+  struct Node {
+    UnitRange units;
+    int first_piece, end_piece;
+  };
+  std::vector<Node> nodes_;
+  std::vector<UnitRange> pieces_;
 };
 
 }  // namespace lsg

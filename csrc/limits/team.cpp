@@ -38,7 +38,7 @@ double SumOfRates(int threads, const std::vector<int>& cores,
           rates[thread] = job(thread);
         });
         if (!cores.empty()) {
-          PinThread(team.back().native_handle(), cores[thread % cores.size()]);
+          PinThread(team.back().native_handle(), {cores[thread % cores.size()]});
         }
       }
     } catch (const std::system_error& error) {

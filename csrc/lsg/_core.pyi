@@ -270,21 +270,36 @@ class PartResidency:
     @property
     def huge_bytes(self) -> int: ...
 
-class Engine:
-    """Computes routed experts from layer files on one pinned thread pool.
+class NodeWorkers:
+    """The workers of one NUMA node.
 
-    threads: workers, the calling thread included. isa: a level's name, empty for the highest.
-    activations: "int8" (groups of 32; default) or "float" (weights dequantised, exact activations).
-    cores: logical CPU ids to pin workers to (empty: the process's own CPU set, in order).
+    node: as the kernel numbers it. cpus: for each worker the logical CPUs it may run on; empty: any.
+    """
+
+    def __init__(self, node: int, cpus: Sequence[Sequence[int]]) -> None: ...
+    @property
+    def node(self) -> int: ...
+    @property
+    def cpus(self) -> list[list[int]]: ...
+
+class Engine:
+    """Computes routed experts from layer files on a pool of workers; engines with the same workers share it.
+
+    threads: workers of a single node, pinned nowhere; or nodes: the workers of each NUMA node, which read
+    only the units of their node. On one node the calling thread is the first worker and stays unpinned; on
+    several it only waits. isa: a level's name, empty for the highest. activations: "int8" (groups of 32;
+    default) or "float" (weights dequantised, exact activations). spin_us: how long a worker without work
+    spins before it sleeps; 0 saves power. Raises CapacityError when a worker cannot be started or pinned.
     """
 
     def __init__(
         self,
         *,
-        threads: int,
+        threads: int = 0,
+        nodes: Sequence[NodeWorkers] = ...,
         isa: str = "",
         activations: str = "int8",
-        cores: Sequence[int] = (),
+        spin_us: int = 50,
     ) -> None: ...
     def add_layer(
         self,
@@ -297,13 +312,16 @@ class Engine:
         unit_end: int = -1,
         load: str = "map",
         nodes: Sequence[tuple[int, int, int]] = (),
+        node_units: Sequence[int] = (),
         defer: bool = False,
     ) -> int:
         """Add a layer file and bring it into memory; returns the handle for forward.
 
         A unit range makes this engine a tensor-parallel rank: forward gives a partial sum. load: "map" uses
         the file's own pages, "huge" a copy in 2 MiB pages. nodes: (NUMA node, unit_begin, unit_end), in
-        order and without gaps, instead of the range. defer: the bytes come with the next `load`.
+        order and without gaps, instead of the range: where the bytes lie. node_units: how many units each of
+        the engine's nodes computes, in order; by default those of `nodes` when there are as many of them,
+        else evenly. Neither changes a bit of the result. defer: the bytes come with the next `load`.
         """
     def load(
         self,
@@ -337,7 +355,7 @@ class Engine:
 
         hidden, out: addresses of contiguous [tokens, H], dtype "f32", "bf16" or "f16"; topk_ids: int32
         [tokens, top_k], negative = no expert; topk_weights: f32 [tokens, top_k]. Releases the GIL. Raises
-        LsgError for an id ≥ E.
+        LsgError for an id ≥ E, and in a process forked from the one that made the engine.
         """
     def int8_inputs(self, layer: int) -> bool:
         """Whether the layer's inputs are quantised to int8; otherwise its kernels take them as floats."""

@@ -130,6 +130,50 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
         assert len(results) == 1
 
 
+def on_nodes(*workers: int, **options) -> _core.Engine:
+    """An engine whose nodes have so many workers each, wherever they run."""
+    nodes = [_core.NodeWorkers(node, [[]] * count) for node, count in enumerate(workers)]
+    return _core.Engine(nodes=nodes, **options)
+
+
+@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "mxfp4-bias"])
+def test_same_bits_on_any_number_of_nodes(tmp_path: Path, fmt: str):
+    layer = random_layer(tmp_path / "b.lsgb", fmt=fmt, hidden=200, intermediate=330, experts=6)
+    assert layer.spec.num_units == 11
+    rng = np.random.default_rng(1)
+    one = _core.Engine(threads=1)
+    engines = [
+        (one, {}),
+        (on_nodes(1, 1), {}),
+        (on_nodes(3, 1), {"node_units": [2, 9]}),
+        (on_nodes(1, 2, 1), {"node_units": [0, 11, 0]}),
+        (on_nodes(2, 1, 1), {"node_units": [5, 0, 6]}),
+        (on_nodes(*[1] * 8), {}),
+        (on_nodes(*[1] * 13), {}),
+    ]
+    handles = [(engine, engine.add_layer(str(layer.path), **split)) for engine, split in engines]
+    for tokens in (1, 3, 9, 20, 150):
+        hidden = rng.normal(size=(tokens, 200)).astype(np.float32)
+        ids, weights = routing(rng, tokens, 6, 3)
+        ids[0] = -1
+        results = {forward(engine, handle, hidden, ids, weights).tobytes() for engine, handle in handles}
+        assert len(results) == 1
+        check(layer, engines[-1][0], handles[-1][1], tokens, int8=fmt.startswith("int4"))
+
+
+def test_a_split_that_is_not_the_range_is_refused(tmp_path: Path):
+    layer = random_layer(tmp_path / "s.lsgb", fmt="bf16", hidden=64, intermediate=200)
+    engine = on_nodes(1, 1)
+    for node_units in ([3], [3, 3], [5, 5], [8, -1], [3, 3, 1]):
+        with pytest.raises(LsgError, match="2 nodes are to take 7"):
+            engine.add_layer(str(layer.path), node_units=node_units)
+    part = engine.add_layer(str(layer.path), unit_begin=2, unit_end=7, node_units=[2, 3])
+    assert part == 0
+    for bad in ({"threads": 1, "nodes": [_core.NodeWorkers(0, [[]])]}, {"nodes": [_core.NodeWorkers(0, [])]}):
+        with pytest.raises(LsgError, match=r"not both|at least 1 thread"):
+            _core.Engine(**bad)
+
+
 def test_unit_ranges_add_up(tmp_path: Path):
     layer = random_layer(tmp_path / "p.lsgb", fmt="bf16", hidden=96, intermediate=200)
     engine = _core.Engine(threads=1, activations="float")
@@ -258,7 +302,7 @@ def test_bad_calls_are_refused(tmp_path: Path):
     with pytest.raises(LsgError, match="activations must be int8 or float"):
         _core.Engine(threads=1, activations="fp8")
     with pytest.raises(LsgError, match="cannot be pinned to core 100000"):
-        _core.Engine(threads=2, cores=[100000])
+        _core.Engine(nodes=[_core.NodeWorkers(0, [[], [100000]])])
 
 
 def test_formats_without_a_kernel_are_refused(tmp_path: Path):
