@@ -14,7 +14,7 @@ import click
 
 from lsg import CompatError, LsgError, __version__
 from lsg._core import select_isa
-from lsg.runtime import console, host, launch, settings
+from lsg.runtime import console, host, launch, placement, settings
 from lsg.runtime.model import RepackedModel, check_ordinary, is_repacked, open_model
 from lsg.runtime.sglang import compat
 
@@ -29,7 +29,14 @@ PLUGIN_GROUP = "sglang.srt.plugins"
     type=click.Choice(settings.ACTIVATIONS),
     help="Experts' inputs: int8 in groups of 32 (default), or unrounded.",
 )
-@click.option("--bind", type=click.Choice(["core", "node"]), default="core", help="Pin threads to cores.")
+@click.option(
+    "--bind", type=click.Choice(placement.BINDINGS), help="Pin threads to cores (default) or to NUMA nodes."
+)
+@click.option(
+    "--power-saving/--no-power-saving",
+    default=None,
+    help="Engine threads sleep between layers: cooler, a little slower.",
+)
 @click.option("--hybrid/--no-hybrid", default=None, help="--no-hybrid: exactly stock sglang.")
 @click.option("--check", is_flag=True, help="Verify every checksum first; reads all experts.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -40,7 +47,8 @@ def main(
     directory: Path,
     threads: int | None,
     activations: str | None,
-    bind: str,
+    bind: str | None,
+    power_saving: bool | None,
     hybrid: bool | None,
     check: bool,
     dry_run: bool,
@@ -53,7 +61,7 @@ def main(
     not listed here goes to sglang's server as it stands, such as --port 8000 or --tp-size 2.
     """
     try:
-        chosen = _settings(threads, activations, bind, hybrid, arguments)
+        chosen = _settings(threads, activations, bind, power_saving, hybrid, arguments)
         model = _open(directory, chosen, check=check)
         started = launch.plan(
             directory, model, arguments, chosen, host.observe(), host.gpu_count(), dict(os.environ)
@@ -67,13 +75,20 @@ def main(
 
 
 def _settings(
-    threads: int | None, activations: str | None, bind: str, hybrid: bool | None, arguments: tuple[str, ...]
+    threads: int | None,
+    activations: str | None,
+    bind: str | None,
+    power_saving: bool | None,
+    hybrid: bool | None,
+    arguments: tuple[str, ...],
 ) -> settings.Settings:
     """The environment's settings with the command line's on top."""
     environ = dict(os.environ)
     given = {
         "threads": (threads, ("LSG_THREADS", "LK_THREADS")),
         "activations": (activations, ("LSG_ACTIVATIONS",)),
+        "bind": (settings.binding_name(bind), ("LK_THREAD_BINDING",)),
+        "power_saving": (power_saving, ("LK_POWER_SAVING",)),
         "hybrid": (hybrid, ("LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED")),
     }
     for value, names in given.values():
@@ -81,9 +96,6 @@ def _settings(
             for name in names:
                 environ.pop(name, None)
             environ[names[0]] = str(int(value)) if isinstance(value, bool) else str(value)
-    if bind == "node":
-        node = f"--bind {bind}"
-        raise settings.later(node, "binding threads to NUMA nodes")
     for argument in arguments:
         name = argument.partition("=")[0]
         if name in settings.LATER_OPTIONS:
@@ -132,7 +144,7 @@ def _say(
             ),
             (
                 "engine",
-                f"{processes} of {started.threads} threads, {isa}, "
+                f"{processes} of {started.threads} threads ({started.where}), {isa}, "
                 f"{activations} activations; OMP_NUM_THREADS={started.environ['OMP_NUM_THREADS']}",
             ),
             (

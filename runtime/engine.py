@@ -11,6 +11,7 @@ from typing import Final
 import torch
 
 from lsg import CompatError, LsgError, _core
+from lsg.runtime import placement
 from lsg.runtime.host import Host
 from lsg.runtime.model import RepackedModel
 from lsg.runtime.settings import Settings
@@ -28,19 +29,10 @@ ACTIVATIONS: Final = {
     "situ": _core.Activation.SITU,
 }
 PROGRESS_SECONDS: Final = 5.0
-
-
-def unit_range(num_units: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Units [begin, end) of tensor-parallel rank `rank`: base + remainder, the first ranks take one more.
-
-    Raises CompatError when there are more ranks than units.
-    """
-    if ranks > num_units:
-        msg = f"tensor parallel size {ranks}, but a layer of this model splits into {num_units} units at most"
-        raise CompatError(msg)
-    base, remainder = divmod(num_units, ranks)
-    begin = rank * base + min(rank, remainder)
-    return begin, begin + base + (rank < remainder)
+# How long a worker without work spins before it sleeps: the next layer's work comes sooner than that.
+SPIN_US: Final = 50
+# The core's word for memory of whatever node.
+ANY_NODE: Final = -1
 
 
 class ExpertEngine:
@@ -49,19 +41,24 @@ class ExpertEngine:
     def __init__(
         self, model: RepackedModel, settings: Settings, host: Host, *, process: int = 0, processes: int = 1
     ) -> None:
-        threads = settings.threads or host.default_threads(processes)
         self.model = model
+        self.placement = placement.plan(
+            host, threads=settings.threads, process=process, processes=processes, bind=settings.bind
+        )
+        # Where there is one node only, no page can lie on the wrong one.
+        self._any_node = len(host.topology.nodes) == 1
         self._staging: dict[torch.device, _Staging] = {}
         self._core = _core.Engine(
-            nodes=[_core.NodeWorkers(0, [[cpu] for cpu in host.cpus_for(threads, process, processes)])],
+            nodes=[_core.NodeWorkers(team.node, team.cpus) for team in self.placement.teams],
             isa=settings.isa,
             activations=settings.activations,
+            spin_us=0 if settings.power_saving else SPIN_US,
         )
         logger.info(
-            "lsg: %d of %d processes, %d threads, %s, %s activations",
+            "lsg: process %d of %d, threads: %s; %s, %s activations",
             process + 1,
             processes,
-            threads,
+            placement.describe(self.placement),
             self._core.isa.name.lower(),
             settings.activations,
         )
@@ -74,14 +71,15 @@ class ExpertEngine:
             layer = self.model.layer(index)
             activation = layer.activation
             path = self.model.path_of(layer)
-            begin, end = unit_range(-(-layer.intermediate_size // layer.unit_rows), rank, ranks)
+            units = -(-layer.intermediate_size // layer.unit_rows)
+            begin, end = placement.unit_range(units, rank, ranks)
+            ranges = self.placement.node_ranges(begin, end)
             handles[index] = self._core.add_layer(
                 str(path),
                 activation=ACTIVATIONS[activation.kind],
                 alpha=activation.alpha,
                 limit=activation.limit,
-                unit_begin=begin,
-                unit_end=end,
+                nodes=[(ANY_NODE if self._any_node else node, first, last) for node, first, last in ranges],
             )
             now = time.monotonic()
             if done == len(indices) or now - said > PROGRESS_SECONDS:

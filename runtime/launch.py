@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lsg import CapacityError, CompatError
+from lsg.runtime import placement
 from lsg.runtime.host import Host
 from lsg.runtime.model import RepackedModel, resident_bytes
 from lsg.runtime.settings import Settings
@@ -41,6 +42,7 @@ class Launch:
     argv: list[str]
     environ: dict[str, str]
     threads: int
+    where: str
     processes: int
     on_cpu: bool
     needed_bytes: int
@@ -79,12 +81,14 @@ def plan(
     child = dict(environ)
     added: list[str] = []
     needed = 0
+    where = ""
     if on_cpu:
         added += _cpu_arguments(arguments)
         child["SGLANG_USE_CPU_ENGINE"] = "1"
         child["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_STANDINS), environ.get("PYTHONPATH")]))
     if model is not None:
-        host.cpus_for(threads, 0, processes)
+        placed = placement.plan(host, threads=threads, processes=processes, bind=settings.bind)
+        where = placement.describe(placed)
         needed = _check_memory(model, host, on_cpu=on_cpu)
         if on_cpu and option(arguments, ("--max-total-tokens", "--mem-fraction-static")) is None:
             added += ["--mem-fraction-static", f"{_kv_cache_fraction(host, needed):.3f}"]
@@ -104,7 +108,7 @@ def plan(
         *added,
         *arguments,
     ]
-    return Launch(argv, child, threads, processes, on_cpu, needed, host.memory_available_bytes)
+    return Launch(argv, child, threads, where, processes, on_cpu, needed, host.memory_available_bytes)
 
 
 def _processes(arguments: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from lsg import CompatError
 
 PREFIXES: Final = ("LSG_", "LVLLM_", "LK_")
 ACTIVATIONS: Final = ("int8", "float")
+BINDINGS: Final = {"CPU_CORE": "core", "NUMA_NODE": "node"}
 ISAS: Final = ("scalar", "avx2", "avx512", "vnni", "bf16", "amx")
 # LVLLM_MOE_USE_WEIGHT's values, and the lsg-convert option that makes such a directory.
 WEIGHTS: Final = {"INT4": "int4", "TO_DTYPE": "bf16", "KEEP": "keep"}
@@ -23,7 +24,8 @@ class Settings:
 
     isa: a level's name, empty for the highest the processor has. threads: workers of each serving process,
     None for the default. weights: the kind of experts the user expects in the directory (a value of WEIGHTS),
-    None for any.
+    None for any. bind: what a worker is pinned to, "core" or "node". power_saving: workers sleep as soon as
+    they have nothing to do.
     """
 
     isa: str = ""
@@ -31,6 +33,8 @@ class Settings:
     activations: str = "int8"
     hybrid: bool = True
     weights: str | None = None
+    bind: str = "core"
+    power_saving: bool = False
 
     def export(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment that makes `read` in a child process return these settings."""
@@ -40,6 +44,10 @@ class Settings:
         if self.threads is not None:
             kept["LSG_THREADS"] = str(self.threads)
         kept["LSG_ACTIVATIONS"] = self.activations
+        if self.bind != "core":
+            kept["LK_THREAD_BINDING"] = str(binding_name(self.bind))
+        if self.power_saving:
+            kept["LK_POWER_SAVING"] = "1"
         if not self.hybrid:
             kept["LVLLM_MOE_NUMA_ENABLED"] = "0"
         if self.weights is not None:
@@ -47,6 +55,11 @@ class Settings:
                 name for name, kind in WEIGHTS.items() if kind == self.weights
             )
         return kept
+
+
+def binding_name(bind: str | None) -> str | None:
+    """LK_THREAD_BINDING's word for what workers are pinned to."""
+    return next((name for name, kind in BINDINGS.items() if kind == bind), None)
 
 
 def _switch(name: str, value: str) -> bool:
@@ -67,17 +80,11 @@ def _threads(name: str, value: str) -> int:
     return int(value)
 
 
-def _binding(name: str, value: str) -> None:
-    if _one_of(name, value, ("CPU_CORE", "NUMA_NODE")) == "NUMA_NODE":
-        given = f"{name}={value}"
-        raise later(given, "binding threads to NUMA nodes")
-
-
 @dataclass(frozen=True)
 class _Variable:
-    """One accepted name: the field of Settings it sets (None: checked only), and how its value is read."""
+    """One accepted name: the field of Settings it sets, and how its value is read."""
 
-    field: str | None
+    field: str
     parse: Callable[[str, str], object]
 
 
@@ -86,7 +93,10 @@ _ACCEPTED: Final = {
     "LSG_THREADS": _Variable("threads", _threads),
     "LSG_ACTIVATIONS": _Variable("activations", lambda name, value: _one_of(name, value, ACTIVATIONS)),
     "LK_THREADS": _Variable("threads", _threads),
-    "LK_THREAD_BINDING": _Variable(None, _binding),
+    "LK_THREAD_BINDING": _Variable(
+        "bind", lambda name, value: BINDINGS[_one_of(name, value, tuple(BINDINGS))]
+    ),
+    "LK_POWER_SAVING": _Variable("power_saving", _switch),
     "LVLLM_MOE_NUMA_ENABLED": _Variable("hybrid", _switch),
     "LK_MOE_HYBRID_ENABLED": _Variable("hybrid", _switch),
     "LVLLM_MOE_USE_WEIGHT": _Variable(
@@ -105,13 +115,11 @@ class _Later:
 
 
 _RESIDENT = _Later("keeping expert layers in GPU memory", "--resident-layers", off=("",))
-_POWER = _Later("sleeping workers", "--power-saving")
 _LOAD = _Later("choosing how experts are loaded", "--load")
 _PREFILL = _Later("prefill of offloaded experts on the GPU", "--gpu-prefill-min-tokens")
 _PREFETCH = _Later("prefill of offloaded experts on the GPU", "--gpu-prefetch-layers")
 _LATER: Final = {
     "LVLLM_GPU_RESIDENT_MOE_LAYERS": _RESIDENT,
-    "LK_POWER_SAVING": _POWER,
     "LVLLM_ENABLE_NUMA_INTERLEAVE": _LOAD,
     "LK_NUMA_INTERLEAVE": _LOAD,
     "LVLLM_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
@@ -144,8 +152,6 @@ def read(environ: Mapping[str, str]) -> Settings:
             msg = f"{name}: no such setting; lsg knows {', '.join(sorted(_ACCEPTED | _LATER))}"
             raise CompatError(msg)
         parsed = variable.parse(name, value)
-        if variable.field is None:
-            continue
         other, set_before = found.setdefault(variable.field, (name, parsed))
         if set_before != parsed:
             msg = f"{name}={value} contradicts {other}={environ[other]}; set only one of them"

@@ -105,7 +105,8 @@ void WaitWord::Wake() {
 ThreadPool::ThreadPool(PoolOptions options)
     : options_(std::move(options)),
       forks_(CountForks()),
-      caller_works_(options_.nodes.size() <= 1),
+      caller_works_(options_.nodes.size() == 1 && !options_.nodes[0].cpus.empty() &&
+                    options_.nodes[0].cpus[0].empty()),
       first_worker_{0} {
   for (const NodeWorkers& workers : options_.nodes) {
     if (workers.cpus.empty()) {

@@ -22,7 +22,7 @@ namespace lsg {
 // The workers of one NUMA node.
 struct NodeWorkers {
   int node = 0;                        // as the kernel numbers it
-  std::vector<std::vector<int>> cpus;  // per worker the logical CPUs it may run on; empty: any
+  std::vector<std::vector<int>> cpus;  // per worker the logical CPUs it may run on; none: any
 
   bool operator==(const NodeWorkers&) const = default;
 };
@@ -58,9 +58,9 @@ class WaitWord {
 
 class ThreadPool {
  public:
-  // Workers are numbered node by node. On one node the thread that calls Run is worker 0 and stays
-  // unpinned; on several it only waits, because it may run beside the wrong memory. Throws
-  // CapacityError when a thread cannot be started or pinned.
+  // Workers are numbered node by node. The thread that calls Run is worker 0 where there is one
+  // node and its first worker may run anywhere; else it only waits, because it may be beside the
+  // wrong memory. Throws CapacityError when a thread cannot be started or pinned.
   explicit ThreadPool(PoolOptions options);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -273,7 +273,7 @@ class PartResidency:
 class NodeWorkers:
     """The workers of one NUMA node.
 
-    node: as the kernel numbers it. cpus: for each worker the logical CPUs it may run on; empty: any.
+    node: as the kernel numbers it. cpus: for each worker the logical CPUs it may run on; none: any.
     """
 
     def __init__(self, node: int, cpus: Sequence[Sequence[int]]) -> None: ...
@@ -286,9 +286,9 @@ class Engine:
     """Computes routed experts from layer files on a pool of workers; engines with the same workers share it.
 
     threads: workers of a single node, pinned nowhere; or nodes: the workers of each NUMA node, which read
-    only the units of their node. On one node the calling thread is the first worker and stays unpinned; on
-    several it only waits. isa: a level's name, empty for the highest. activations: "int8" (groups of 32;
-    default) or "float" (weights dequantised, exact activations). spin_us: how long a worker without work
+    only the units of their node. The calling thread is the first worker of a single node if that one may run
+    anywhere; else it only waits. isa: a level's name, empty for the highest. activations: "int8" (groups of
+    32; default) or "float" (weights dequantised, exact activations). spin_us: how long a worker without work
     spins before it sleeps; 0 saves power. Raises CapacityError when a worker cannot be started or pinned.
     """
 

@@ -1,13 +1,14 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
+import machines
 import pytest
 from click.testing import CliRunner
 
 from lsg._core import isa_levels
 from lsg.runtime import cli, host
-from lsg.runtime.host import Core, Host
 
 
 @pytest.fixture(autouse=True)
@@ -123,9 +124,7 @@ def test_check_finds_a_flipped_bit_that_a_start_does_not_read(spoilt, executed):
     [
         (["--no-hybrid"], {}, ["--no-hybrid"]),
         ([], {"LVLLM_MOE_NUMA_ENABLED": "0"}, ["--no-hybrid"]),
-        (["--bind", "node"], {}, ["--bind node", "later version"]),
         (["--resident-layers", "0-3"], {}, ["--resident-layers", "later version"]),
-        (["--power-saving"], {}, ["--power-saving", "later version"]),
         ([], {"LVLLM_MOE_USE_WEIGHT": "TO_DTYPE"}, ["its experts are int4", "lsg-convert --experts bf16"]),
         ([], {"LSG_NONSENSE": "1"}, ["LSG_NONSENSE", "no such setting"]),
         (["--threads", "9999"], {}, ["9999 threads", "choose --threads"]),
@@ -144,7 +143,7 @@ def test_an_isa_that_the_processor_lacks_is_refused(repacked):
 
 
 def test_too_little_memory_is_refused(repacked, monkeypatch):
-    monkeypatch.setattr(host, "observe", lambda: Host((Core((0,), 0),), None, 1000))
+    monkeypatch.setattr(host, "observe", lambda: replace(machines.host([1]), memory_available_bytes=1000))
     assert_refused(run(repacked), ["needs 0.0 GB", "available"])
 
 

@@ -1,10 +1,6 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from integration.reference import decode
 from integration.repack import convert
 
@@ -12,7 +8,7 @@ from lsg import CompatError, LsgError
 from lsg._core import LayerFile, unpack_expert
 from lsg.runtime import engine as engine_module
 from lsg.runtime import host
-from lsg.runtime.engine import ExpertEngine, process_engine, unit_range
+from lsg.runtime.engine import ExpertEngine, process_engine
 from lsg.runtime.model import open_model
 from lsg.runtime.settings import Settings
 
@@ -124,20 +120,3 @@ def test_a_process_has_one_engine(model, repacked, monkeypatch):
     assert process_engine(model, settings, observed, process=0, processes=1) is first
     with pytest.raises(CompatError, match="already computes"):
         process_engine(open_model(repacked), settings, observed, process=0, processes=1)
-
-
-@given(st.integers(1, 100), st.data())
-def test_unit_ranges_cover_each_unit_once(ranks, data):
-    num_units = data.draw(st.integers(ranks, 200))
-    ranges = [unit_range(num_units, rank, ranks) for rank in range(ranks)]
-    assert ranges[0][0] == 0
-    assert ranges[-1][1] == num_units
-    assert all(before[1] == after[0] for before, after in pairwise(ranges))
-    sizes = {end - begin for begin, end in ranges}
-    assert min(sizes) >= 1
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_more_ranks_than_units_is_refused():
-    with pytest.raises(CompatError, match="splits into 2 units"):
-        unit_range(2, 0, 3)

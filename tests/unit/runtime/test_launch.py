@@ -2,16 +2,16 @@ import os
 import sys
 from pathlib import Path
 
+import machines
 import pytest
 
 from lsg import CapacityError, CompatError
 from lsg.runtime import launch
-from lsg.runtime.host import Core, Host
 from lsg.runtime.settings import Settings
 from lsg.runtime.sglang.cpu_standins import DIRECTORY
 
 DIR = Path("/models/x")
-HOST = Host(tuple(Core((cpu,), 0) for cpu in range(16)), None, 64 << 30)
+HOST = machines.host([16])
 
 
 class Model:

@@ -22,6 +22,8 @@ def test_defaults_and_foreign_variables():
         ({"LVLLM_MOE_USE_WEIGHT": "INT4"}, Settings(weights="int4")),
         ({"LVLLM_MOE_USE_WEIGHT": "TO_DTYPE"}, Settings(weights="bf16")),
         ({"LK_THREAD_BINDING": "CPU_CORE"}, Settings()),
+        ({"LK_THREAD_BINDING": "NUMA_NODE"}, Settings(bind="node")),
+        ({"LK_POWER_SAVING": "1"}, Settings(power_saving=True)),
         ({"LK_POWER_SAVING": "0", "LVLLM_ENABLE_NUMA_INTERLEAVE": "0"}, Settings()),
         ({"LVLLM_GPU_RESIDENT_MOE_LAYERS": ""}, Settings()),
     ],
@@ -44,10 +46,9 @@ def test_every_accepted_name(environ, expected):
         ({"LVLLM_MOE_USE_WEIGHT": "INT8"}, ["INT4, TO_DTYPE, KEEP"]),
         ({"LK_THREAD_BINDING": "SOCKET"}, ["CPU_CORE, NUMA_NODE"]),
         ({"LK_THREADS": "4", "LSG_THREADS": "5"}, ["LSG_THREADS=5", "contradicts", "LK_THREADS=4"]),
-        ({"LK_THREAD_BINDING": "NUMA_NODE"}, ["LK_THREAD_BINDING=NUMA_NODE", "later version"]),
         ({"LVLLM_GPU_RESIDENT_MOE_LAYERS": "0-5"}, ["GPU memory", "later version"]),
         ({"LVLLM_GPU_RESIDENT_MOE_LAYERS": "0"}, ["GPU memory", "later version"]),
-        ({"LK_POWER_SAVING": "1"}, ["later version"]),
+        ({"LK_POWER_SAVING": "yes"}, ["LK_POWER_SAVING=yes", "0, 1"]),
         ({"LVLLM_ENABLE_NUMA_INTERLEAVE": "1"}, ["later version"]),
         ({"LK_NUMA_INTERLEAVE": "1"}, ["later version"]),
         ({"LVLLM_GPU_PREFILL_MIN_BATCH_SIZE": "2048"}, ["later version"]),
@@ -65,7 +66,11 @@ def test_nothing_is_ignored(environ, words):
 
 @pytest.mark.parametrize(
     "chosen",
-    [Settings(), Settings("vnni", 7, "float", hybrid=False, weights="keep"), Settings(weights="int4")],
+    [
+        Settings(),
+        Settings("vnni", 7, "float", hybrid=False, weights="keep"),
+        Settings(weights="int4", bind="node", power_saving=True),
+    ],
 )
 def test_a_child_process_reads_what_was_exported(chosen):
     environ = chosen.export({"PATH": "/bin", "LK_THREADS": "99", "LSG_ISA": "avx2", "LK_POWER_SAVING": "0"})
