@@ -31,8 +31,6 @@ ACTIVATIONS: Final = {
 PROGRESS_SECONDS: Final = 5.0
 # How long a worker without work spins before it sleeps: the next layer's work comes sooner than that.
 SPIN_US: Final = 50
-# The core's word for memory of whatever node.
-ANY_NODE: Final = -1
 
 
 class ExpertEngine:
@@ -45,11 +43,9 @@ class ExpertEngine:
         self.placement = placement.plan(
             host, threads=settings.threads, process=process, processes=processes, bind=settings.bind
         )
-        # Where there is one node only, no page can lie on the wrong one.
-        self._any_node = len(host.topology.nodes) == 1
         self._staging: dict[torch.device, _Staging] = {}
         self._core = _core.Engine(
-            nodes=[_core.NodeWorkers(team.node, team.cpus) for team in self.placement.teams],
+            nodes=self.placement.workers,
             isa=settings.isa,
             activations=settings.activations,
             spin_us=0 if settings.power_saving else SPIN_US,
@@ -73,13 +69,12 @@ class ExpertEngine:
             path = self.model.path_of(layer)
             units = -(-layer.intermediate_size // layer.unit_rows)
             begin, end = placement.unit_range(units, rank, ranks)
-            ranges = self.placement.node_ranges(begin, end)
             handles[index] = self._core.add_layer(
                 str(path),
                 activation=ACTIVATIONS[activation.kind],
                 alpha=activation.alpha,
                 limit=activation.limit,
-                nodes=[(ANY_NODE if self._any_node else node, first, last) for node, first, last in ranges],
+                nodes=self.placement.memory(begin, end),
             )
             now = time.monotonic()
             if done == len(indices) or now - said > PROGRESS_SECONDS:

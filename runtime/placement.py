@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from lsg import CapacityError, CompatError
+from lsg._core import NodeWorkers
 from lsg.runtime.host import Host
 from lsg.runtime.topology import Core
 
 BINDINGS: Final = ("core", "node")
+# The core's word for memory of whatever node.
+ANY_NODE: Final = -1
 
 
 @dataclass(frozen=True)
 class NodeTeam:
     """The workers of one NUMA node.
 
-    cpus: for each worker the logical CPUs it may run on; none for a first worker that is the thread that
-    calls the engine. cores: this process's physical cores on the node; the node's units are in proportion.
+    cpus: for each worker the logical CPUs it may run on. cores: this process's physical cores on the node;
+    the node's units are in proportion.
     """
 
     node: int
@@ -31,18 +34,46 @@ class NodeTeam:
 
 @dataclass(frozen=True)
 class Placement:
-    """One serving process's workers, by rising node."""
+    """One serving process's workers, by rising node.
+
+    caller_works: the thread that calls the engine is the first worker and runs where it likes.
+    """
 
     teams: tuple[NodeTeam, ...]
+    caller_works: bool = False
 
     @property
     def threads(self) -> int:
         """Workers in all."""
         return sum(len(team.cpus) for team in self.teams)
 
+    @property
+    def cpus(self) -> list[int]:
+        """A logical CPU for each worker."""
+        return [worker[0] for team in self.teams for worker in team.cpus]
+
+    @property
+    def workers(self) -> list[NodeWorkers]:
+        """The same for the engine."""
+        nodes = []
+        for team in self.teams:
+            cpus: list[tuple[int, ...]] = list(team.cpus)
+            if self.caller_works:
+                cpus[0] = ()
+            nodes.append(NodeWorkers(team.node, cpus))
+        return nodes
+
     def node_units(self, units: int) -> list[int]:
         """How many of `units` units each team takes: equally many for equally many cores, but one."""
         return shares(units, [team.cores for team in self.teams])
+
+    def memory(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """Where the units [begin, end) should lie: (node, begin, end) of each team.
+
+        On a machine of one node no page can be on a wrong one, and the node is ANY_NODE.
+        """
+        ranges = self.node_ranges(begin, end)
+        return [(ANY_NODE, first, last) for _, first, last in ranges] if self.caller_works else ranges
 
     def node_ranges(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """(node, begin, end) of each team for the units [begin, end)."""
@@ -108,13 +139,10 @@ def plan(
     for node, count in zip(nodes, counts, strict=True):
         cores = by_home[node]
         everywhere = tuple(sorted(cpu for core in cores for cpu in core.cpus))
-        cpus: list[tuple[int, ...]]
         cpus = [(cpu,) for cpu in _choose(cores, count)] if bind == "core" else [everywhere] * count
-        if len(host.topology.nodes) == 1:
-            # Wherever the caller runs, it is next to the memory: let it work instead of wait.
-            cpus[0] = ()
         teams.append(NodeTeam(node, tuple(cpus), len(cores)))
-    return Placement(tuple(teams))
+    # With one node the caller is next to the memory wherever it runs: let it work instead of wait.
+    return Placement(tuple(teams), caller_works=len(host.topology.nodes) == 1)
 
 
 def describe(placed: Placement) -> str:

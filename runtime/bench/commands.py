@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from lsg import CompatError, LsgError
-from lsg.runtime import console, host, settings
+from lsg.runtime import console, host, placement, settings
 from lsg.runtime.bench import report, roofline
 from lsg.runtime.bench.shapes import BATCHES, FORMATS, MAX_LAYER_BYTES, SHAPES
 from lsg.runtime.bench.sweep import Group, Options, sweep
@@ -89,14 +89,14 @@ def engine_command(
             shapes=shapes or tuple(SHAPES),
             formats=formats or tuple(FORMATS),
             batches=batches or BATCHES,
-            cores=here.cpus_for(threads or here.usable_cores),
+            placement=placement.plan(here, threads=threads or here.usable_cores),
             isa=isa or _isa(os.environ),
             activations=activations,
             load=load,
             num_experts=experts,
             working_set=working_set * 1e9,
             seconds=seconds,
-            scratch=scratch or _scratch(len(here.nodes)),
+            scratch=scratch or _scratch(len(here.topology.nodes)),
         )
         groups = []
         for group in sweep(options):

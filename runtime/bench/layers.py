@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lsg._core import Engine, LayerSpec
 from lsg.runtime.bench.shapes import expert_bytes
 from lsg.runtime.bench.synthetic import LayerWriter
+from lsg.runtime.placement import Placement
 
 _MIN_CALLS: Final = 3
 # Random choices of experts that take turns; a long batch chooses nearly all experts anyway.
@@ -34,7 +35,14 @@ class Layers:
     """One engine over random layers of one geometry that together have at least `working_set` bytes."""
 
     def __init__(
-        self, engine: Engine, spec: LayerSpec, top_k: int, working_set: float, scratch: Path, load: str
+        self,
+        engine: Engine,
+        placed: Placement,
+        spec: LayerSpec,
+        top_k: int,
+        working_set: float,
+        scratch: Path,
+        load: str,
     ) -> None:
         self.spec = spec
         self._engine = engine
@@ -42,9 +50,10 @@ class Layers:
         self._random = np.random.default_rng(0)
         writer = LayerWriter(spec, engine.threads)
         self._layers: list[int] = []
+        nodes = placed.memory(0, spec.num_units)
         for _ in range(max(2, -(-int(working_set) // spec.file_bytes))):
             with writer.written(scratch / "layer.lsgb") as path:
-                self._layers.append(engine.add_layer(str(path), load=load))
+                self._layers.append(engine.add_layer(str(path), load=load, nodes=nodes))
         self._next = count()
         # No page is mapped for the first time while something is timed.
         every = np.resize(np.arange(spec.num_experts, dtype=np.int32), (-(-spec.num_experts // top_k), top_k))

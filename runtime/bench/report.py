@@ -29,7 +29,7 @@ HEAD: Final = [
 def as_json(options: Options, groups: Sequence[Group]) -> dict[str, Any]:
     """Machine, options, limits by group, cells; rates in units of one per second, to six digits."""
     result = {
-        "machine": machine.describe(len(options.cores)),
+        "machine": machine.describe(options.placement.threads),
         "isa": options.isa or "highest",
         "activations": options.activations,
         "load": options.load,

@@ -16,6 +16,7 @@ from lsg.runtime.bench import limits
 from lsg.runtime.bench.layers import Call, Layers
 from lsg.runtime.bench.limits import Limits
 from lsg.runtime.bench.shapes import SHAPES, layer_spec
+from lsg.runtime.placement import Placement
 
 MEMORY: Final = "memory"
 ARITHMETIC: Final = "arithmetic"
@@ -25,14 +26,14 @@ ARITHMETIC: Final = "arithmetic"
 class Options:
     """What to measure and how.
 
-    cores: one logical CPU a thread. seconds: of each cell. num_experts: None for the shape's. working_set:
-    bytes of the layers that take turns. load: how the engine holds them.
+    placement: who computes. seconds: of each cell. num_experts: None for the shape's. working_set: bytes of
+    the layers that take turns. load: how the engine holds them.
     """
 
     shapes: tuple[str, ...]
     formats: tuple[str, ...]
     batches: tuple[int, ...]
-    cores: list[int]
+    placement: Placement
     isa: str
     activations: str
     load: str
@@ -90,20 +91,21 @@ class Group:
 
 def sweep(options: Options) -> Iterator[Group]:
     """Measure, a shape and format at a time."""
-    threads = len(options.cores)
+    placed = options.placement
+    threads, cores = placed.threads, placed.cpus
     # Found here once so that a bad level or core is refused before anything is written.
-    isa = Engine(threads=threads, isa=options.isa, cores=options.cores).isa
-    before = limits.measure(threads, options.cores, isa)
+    isa = Engine(nodes=placed.workers, isa=options.isa).isa
+    before = limits.measure(threads, cores, isa)
     for shape_name in options.shapes:
         for format in options.formats:
             shape = SHAPES[shape_name]
             spec = layer_spec(shape, format, options.num_experts)
-            engine = Engine(
-                threads=threads, isa=options.isa, activations=options.activations, cores=options.cores
-            )
+            engine = Engine(nodes=placed.workers, isa=options.isa, activations=options.activations)
             began = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="lsg-bench-", dir=options.scratch) as scratch:
-                layers = Layers(engine, spec, shape.top_k, options.working_set, Path(scratch), options.load)
+                layers = Layers(
+                    engine, placed, spec, shape.top_k, options.working_set, Path(scratch), options.load
+                )
             writing = time.perf_counter() - began
             measured = [
                 (batch, layers.measure(batch, options.seconds), layers.operations(batch))
@@ -113,7 +115,7 @@ def sweep(options: Options) -> Iterator[Group]:
             count, int8_inputs = layers.count, layers.int8_inputs
             # Gone before the next layers are made: memory should hold one working set.
             del layers, engine
-            after = limits.measure(threads, options.cores, isa)
+            after = limits.measure(threads, cores, isa)
             between = limits.mean(before, after)
             instruction, peak = between.peak(used)
             facts = {

@@ -60,7 +60,12 @@ def cpus(placed):
 
 
 def test_on_one_node_the_caller_is_the_first_worker():
-    assert cpus(placement.plan(machines.host([8]))) == [[[], [5], [6], [7]]]
+    placed = placement.plan(machines.host([8]))
+    assert cpus(placed) == [[[4], [5], [6], [7]]]
+    assert [workers.cpus for workers in placed.workers] == [[[], [5], [6], [7]]]
+    # Not beside other nodes: the caller may run there.
+    placed = placement.plan(machines.host([8, 8]), processes=2, threads=2)
+    assert [workers.cpus for workers in placed.workers] == [[[6], [7]]]
 
 
 def test_threads_are_shared_by_the_nodes_and_leave_each_some_cores():

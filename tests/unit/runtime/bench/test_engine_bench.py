@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import machines
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from lsg._core import Engine, Instruction, Isa
 from lsg.cli import main
+from lsg.runtime import placement
 from lsg.runtime.bench import limits
 from lsg.runtime.bench.layers import Layers
 from lsg.runtime.bench.limits import FLOAT, INT8, Limits
@@ -53,7 +55,8 @@ def test_a_layer_has_the_models_experts_unless_they_are_too_many():
 
 def test_layers_take_turns_and_tokens_choose_distinct_experts(tmp_path: Path):
     spec = layer_spec(SMALL, "int4")
-    layers = Layers(Engine(threads=1), spec, 2, 3 * spec.file_bytes, tmp_path, "map")
+    placed = placement.plan(machines.host([1]))
+    layers = Layers(Engine(threads=1), placed, spec, 2, 3 * spec.file_bytes, tmp_path, "map")
     assert layers.count == 3
     calls = layers.measure(1, 0.001)
     one = spec.num_units * spec.record_bytes
