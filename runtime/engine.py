@@ -75,6 +75,7 @@ class ExpertEngine:
                 alpha=activation.alpha,
                 limit=activation.limit,
                 nodes=self.placement.memory(begin, end),
+                node_units=self.placement.node_units(end - begin),
             )
             now = time.monotonic()
             if done == len(indices) or now - said > PROGRESS_SECONDS:
