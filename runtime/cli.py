@@ -6,6 +6,8 @@ code 1.
 
 import os
 import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +16,7 @@ import click
 
 from lsg import CompatError, LsgError, __version__
 from lsg._core import select_isa
-from lsg.runtime import console, host, launch, placement, settings
+from lsg.runtime import console, host, launch, load_plan, placement, settings
 from lsg.runtime.model import RepackedModel, check_ordinary, is_repacked, open_model
 from lsg.runtime.sglang import compat
 
@@ -37,6 +39,14 @@ PLUGIN_GROUP = "sglang.srt.plugins"
     default=None,
     help="Engine threads sleep between layers: cooler, a little slower.",
 )
+@click.option(
+    "--load",
+    type=click.Choice(settings.LOADS),
+    help="Experts are the files' own pages (map), a copy in 2 MiB pages (huge), or what suits (auto).",
+)
+@click.option(
+    "--spill/--no-spill", default=None, help="Experts that do not fit on their NUMA node may lie on others."
+)
 @click.option("--hybrid/--no-hybrid", default=None, help="--no-hybrid: exactly stock sglang.")
 @click.option("--check", is_flag=True, help="Verify every checksum first; reads all experts.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -49,6 +59,8 @@ def main(
     activations: str | None,
     bind: str | None,
     power_saving: bool | None,
+    load: str | None,
+    spill: bool | None,
     hybrid: bool | None,
     check: bool,
     dry_run: bool,
@@ -61,12 +73,28 @@ def main(
     not listed here goes to sglang's server as it stands, such as --port 8000 or --tp-size 2.
     """
     try:
-        chosen = _settings(threads, activations, bind, power_saving, hybrid, arguments)
+        given: dict[tuple[str, ...], str | int | None] = {
+            ("LSG_THREADS", "LK_THREADS"): threads,
+            ("LSG_ACTIVATIONS",): activations,
+            ("LK_THREAD_BINDING",): settings.binding_name(bind),
+            ("LK_POWER_SAVING",): power_saving,
+            ("LSG_LOAD", "LVLLM_ENABLE_NUMA_INTERLEAVE", "LK_NUMA_INTERLEAVE"): load,
+            ("LSG_SPILL",): spill,
+            ("LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED"): hybrid,
+        }
+        chosen = _settings(given, arguments)
         model = _open(directory, chosen, check=check)
+        load_line = ""
+        if model is not None:
+            paths = [model.path_of(layer) for layer in model.manifest.layers]
+            choice = load_plan.choose(chosen.load, load_plan.look_at(paths))
+            # Decided once for all serving processes: the first to load changes what the others would see.
+            chosen = replace(chosen, load=choice.mode)
+            load_line = f"{choice.mode}: {choice.reason}"
         started = launch.plan(
             directory, model, arguments, chosen, host.observe(), host.gpu_count(), dict(os.environ)
         )
-        _say(directory, model, select_isa(chosen.isa).name.lower(), chosen.activations, started)
+        _say(directory, model, select_isa(chosen.isa).name.lower(), chosen.activations, load_line, started)
     except LsgError as error:
         console.error(error, with_traceback=verbose)
         raise SystemExit(1) from None
@@ -75,23 +103,11 @@ def main(
 
 
 def _settings(
-    threads: int | None,
-    activations: str | None,
-    bind: str | None,
-    power_saving: bool | None,
-    hybrid: bool | None,
-    arguments: tuple[str, ...],
+    given: Mapping[tuple[str, ...], str | int | None], arguments: tuple[str, ...]
 ) -> settings.Settings:
-    """The environment's settings with the command line's on top."""
+    """The environment's settings with the command line's on top; `given`: by all names of a setting."""
     environ = dict(os.environ)
-    given = {
-        "threads": (threads, ("LSG_THREADS", "LK_THREADS")),
-        "activations": (activations, ("LSG_ACTIVATIONS",)),
-        "bind": (settings.binding_name(bind), ("LK_THREAD_BINDING",)),
-        "power_saving": (power_saving, ("LK_POWER_SAVING",)),
-        "hybrid": (hybrid, ("LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED")),
-    }
-    for value, names in given.values():
+    for names, value in given.items():
         if value is not None:
             for name in names:
                 environ.pop(name, None)
@@ -121,7 +137,12 @@ def _open(directory: Path, chosen: settings.Settings, *, check: bool) -> Repacke
 
 
 def _say(
-    directory: Path, model: RepackedModel | None, isa: str, activations: str, started: launch.Launch
+    directory: Path,
+    model: RepackedModel | None,
+    isa: str,
+    activations: str,
+    load_line: str,
+    started: launch.Launch,
 ) -> None:
     command = shlex.join(started.argv)
     if model is None:
@@ -136,8 +157,9 @@ def _say(
             (
                 "experts",
                 f"{len(layers)} layers of {layers[0].num_experts} experts, {model.dtypes}, "
-                f"{console.size(model.expert_bytes)} mapped from {directory / 'experts'}",
+                f"{console.size(model.expert_bytes)} in {directory / 'experts'}",
             ),
+            ("load", load_line),
             (
                 "the rest",
                 "sglang, on the CPU" if started.on_cpu else "sglang, on the GPU, without CUDA graphs",

@@ -4,13 +4,28 @@ Invariant: the only importer of rich in this room; stdout stays free for what a 
 """
 
 import sys
+import time
 import traceback
+from collections.abc import Callable
+from typing import Final
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
+
+# Between two lines about a load, where there is no terminal.
+LINE_SECONDS: Final = 5.0
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -47,6 +62,61 @@ def table(head: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         found.add_row(*map(escape, row))
     stdout.print(found)
+
+
+class LoadProgress:
+    """How far experts are on their way into memory: a bar for each node on a terminal, else lines.
+
+    Called with (node, bytes done, bytes in all) of each node.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, bars: bool = True) -> None:
+        self._say = say
+        self._said = self._began = time.monotonic()
+        self._bars = None
+        if bars and _stderr.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=_stderr,
+                transient=True,
+            )
+        self._tasks: dict[int, TaskID] = {}
+
+    def __enter__(self) -> "LoadProgress":
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def __call__(self, nodes: list[tuple[int, int, int]]) -> None:
+        """Show it."""
+        if self._bars:
+            for node, done, total in nodes:
+                if node not in self._tasks:
+                    self._tasks[node] = self._bars.add_task(_node_name(node), total=total)
+                self._bars.update(self._tasks[node], completed=done)
+            return
+        now = time.monotonic()
+        if now - self._said < LINE_SECONDS:
+            return
+        self._said = now
+        self._say("loading: " + "; ".join(self._line(now, *node) for node in nodes))
+
+    def _line(self, now: float, node: int, done: int, total: int) -> str:
+        rate = done / (now - self._began)
+        left = f"{(total - done) / rate:.0f} s left" if rate else "waiting"
+        return f"{_node_name(node)} {size(done)} of {size(total)}, {size(int(rate))}/s, {left}"
+
+
+def _node_name(node: int) -> str:
+    return "experts" if node < 0 else f"node {node}"
 
 
 def error(message: object, *, with_traceback: bool, command: str = "lsg-serve") -> None:

@@ -5,30 +5,21 @@ addresses, so each one's device, dtype, shape and contiguity is checked here fir
 """
 
 import logging
-import time
 from typing import Final
 
 import torch
 
 from lsg import CompatError, LsgError, _core
-from lsg.runtime import placement
+from lsg.runtime import console, placement
 from lsg.runtime.host import Host
+from lsg.runtime.load import Layer, load_layers
+from lsg.runtime.load_plan import rooms_of
 from lsg.runtime.model import RepackedModel
 from lsg.runtime.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 DTYPES: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-ACTIVATIONS: Final = {
-    "silu": _core.Activation.SILU,
-    "swiglu_clamped": _core.Activation.SWIGLU_CLAMPED,
-    "silu_clamped": _core.Activation.SILU_CLAMPED,
-    "swigluoai": _core.Activation.SWIGLUOAI,
-    "gelu_tanh": _core.Activation.GELU_TANH,
-    "relu2": _core.Activation.RELU2,
-    "situ": _core.Activation.SITU,
-}
-PROGRESS_SECONDS: Final = 5.0
 # How long a worker without work spins before it sleeps: the next layer's work comes sooner than that.
 SPIN_US: Final = 50
 
@@ -40,6 +31,10 @@ class ExpertEngine:
         self, model: RepackedModel, settings: Settings, host: Host, *, process: int = 0, processes: int = 1
     ) -> None:
         self.model = model
+        self._settings = settings
+        self._host = host
+        # Bars of several processes would overwrite each other.
+        self._bars = process == 0
         self.placement = placement.plan(
             host, threads=settings.threads, process=process, processes=processes, bind=settings.bind
         )
@@ -60,35 +55,30 @@ class ExpertEngine:
         )
 
     def load(self, indices: list[int], *, rank: int = 0, ranks: int = 1) -> dict[int, int]:
-        """Map the layers with these transformer indices; returns each one's handle for `forward`."""
-        handles = {}
-        started = said = time.monotonic()
-        for done, index in enumerate(indices, 1):
-            layer = self.model.layer(index)
-            activation = layer.activation
-            path = self.model.path_of(layer)
-            units = -(-layer.intermediate_size // layer.unit_rows)
-            begin, end = placement.unit_range(units, rank, ranks)
-            handles[index] = self._core.add_layer(
-                str(path),
-                activation=ACTIVATIONS[activation.kind],
-                alpha=activation.alpha,
-                limit=activation.limit,
-                nodes=self.placement.memory(begin, end),
-                node_units=self.placement.node_units(end - begin),
+        """Load the layers with these transformer indices; returns each one's handle for `forward`."""
+        with console.LoadProgress(_say, bars=self._bars) as progress:
+            loaded = load_layers(
+                self._core,
+                [self._layer(index, rank, ranks) for index in indices],
+                mode=self._settings.load,
+                spill=self._settings.spill,
+                rooms=rooms_of(self._host.topology),
+                left_bytes=self._host.memory_available_bytes,
+                say=_say,
+                progress=progress,
             )
-            now = time.monotonic()
-            if done == len(indices) or now - said > PROGRESS_SECONDS:
-                said = now
-                mapped_gb = self._core.loaded_bytes / 1e9
-                logger.info(
-                    "lsg: %d of %d expert layers mapped, %.2f GB, %.1f s",
-                    done,
-                    len(indices),
-                    mapped_gb,
-                    now - started,
-                )
-        return handles
+        return dict(zip(indices, loaded.handles, strict=True))
+
+    def _layer(self, index: int, rank: int, ranks: int) -> Layer:
+        layer = self.model.layer(index)
+        units = -(-layer.intermediate_size // layer.unit_rows)
+        begin, end = placement.unit_range(units, rank, ranks)
+        return Layer(
+            self.model.path_of(layer),
+            layer.activation,
+            self.placement.memory(begin, end),
+            self.placement.node_units(end - begin),
+        )
 
     def forward(
         self, handle: int, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
@@ -143,6 +133,10 @@ class ExpertEngine:
             top_k=top_k,
             dtype=DTYPES[hidden.dtype],
         )
+
+
+def _say(line: str) -> None:
+    logger.info("lsg: %s", line)
 
 
 class _Staging:

@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from lsg import CapacityError
 from lsg._core import LayerFile, PartResidency
+from lsg.runtime.placement import ANY_NODE
+from lsg.runtime.topology import Topology
 
-MODES: Final = ("auto", "map", "huge")
-ANY_NODE: Final = -1
 # A node's range of a layer's units: (node, first unit, one past the last).
 Range = tuple[int, int, int]
 _THP = Path("sys/kernel/mm/transparent_hugepage/enabled")
@@ -64,7 +63,7 @@ def choose(mode: str, blobs: Blobs) -> Choice:
     """The mode to load with; `auto` weighs decode speed before the time a restart takes."""
     cached = f"{_gb(blobs.cached_bytes)} of {_gb(blobs.total_bytes)} GB are in memory already"
     if mode != "auto":
-        return Choice(mode, "as asked for")
+        return Choice(mode, f"as asked for; {cached}")
     if blobs.in_memory:
         return Choice("map", "the files are in memory, where a copy would be a second one")
     if blobs.maps_huge:
@@ -90,6 +89,15 @@ class Room:
     distances: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
+def rooms_of(topology: Topology) -> dict[int, Room]:
+    """What each node of the machine can give this process."""
+    return {
+        node.index: Room(node.available_bytes, dict(node.distances))
+        for node in topology.nodes
+        if node.holds_memory
+    }
+
+
 def fit(
     layers: Sequence[Sequence[Range]],
     unit_bytes: Sequence[int],
@@ -111,8 +119,9 @@ def fit(
     total = sum(needs.values())
     if left_bytes is not None and total > left_bytes:
         msg = (
-            f"the experts need {_gb(total)} GB of memory, but this process may use {_gb(left_bytes)} GB "
-            "more; raise the limit of its control group or container, or use experts of fewer bits"
+            f"the experts need {_gb(total)} GB of memory, but {_gb(left_bytes)} GB are available to this "
+            "process; end what uses it, raise the limit of its control group or container, or use experts "
+            "of fewer bits (lsg-convert --experts int4)"
         )
         raise CapacityError(msg)
     missing = {

@@ -13,6 +13,7 @@ from lsg import CompatError
 PREFIXES: Final = ("LSG_", "LVLLM_", "LK_")
 ACTIVATIONS: Final = ("int8", "float")
 BINDINGS: Final = {"CPU_CORE": "core", "NUMA_NODE": "node"}
+LOADS: Final = ("auto", "map", "huge")
 ISAS: Final = ("scalar", "avx2", "avx512", "vnni", "bf16", "amx")
 # LVLLM_MOE_USE_WEIGHT's values, and the lsg-convert option that makes such a directory.
 WEIGHTS: Final = {"INT4": "int4", "TO_DTYPE": "bf16", "KEEP": "keep"}
@@ -25,7 +26,8 @@ class Settings:
     isa: a level's name, empty for the highest the processor has. threads: workers of each serving process,
     None for the default. weights: the kind of experts the user expects in the directory (a value of WEIGHTS),
     None for any. bind: what a worker is pinned to, "core" or "node". power_saving: workers sleep as soon as
-    they have nothing to do.
+    they have nothing to do. load: how experts come into memory (load_plan.choose). spill: experts that do not
+    fit on their node may lie on others.
     """
 
     isa: str = ""
@@ -35,6 +37,8 @@ class Settings:
     weights: str | None = None
     bind: str = "core"
     power_saving: bool = False
+    load: str = "auto"
+    spill: bool = False
 
     def export(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment that makes `read` in a child process return these settings."""
@@ -48,6 +52,10 @@ class Settings:
             kept["LK_THREAD_BINDING"] = str(binding_name(self.bind))
         if self.power_saving:
             kept["LK_POWER_SAVING"] = "1"
+        if self.load != "auto":
+            kept["LSG_LOAD"] = self.load
+        if self.spill:
+            kept["LSG_SPILL"] = "1"
         if not self.hybrid:
             kept["LVLLM_MOE_NUMA_ENABLED"] = "0"
         if self.weights is not None:
@@ -73,6 +81,11 @@ def _one_of(name: str, value: str, valid: tuple[str, ...]) -> str:
     return value
 
 
+def _interleave(name: str, value: str) -> str | None:
+    """The original spreads pages so that its second copy of the model finds room; mapping makes no copy."""
+    return "map" if value and _switch(name, value) else None
+
+
 def _threads(name: str, value: str) -> int:
     if not value.isdecimal() or int(value) == 0:
         msg = f"{name}={value}: not a number of threads; it takes a whole number from 1"
@@ -82,7 +95,7 @@ def _threads(name: str, value: str) -> int:
 
 @dataclass(frozen=True)
 class _Variable:
-    """One accepted name: the field of Settings it sets, and how its value is read."""
+    """One accepted name: the field of Settings it sets, and how its value is read; None sets nothing."""
 
     field: str
     parse: Callable[[str, str], object]
@@ -92,11 +105,15 @@ _ACCEPTED: Final = {
     "LSG_ISA": _Variable("isa", lambda name, value: _one_of(name, value, ISAS)),
     "LSG_THREADS": _Variable("threads", _threads),
     "LSG_ACTIVATIONS": _Variable("activations", lambda name, value: _one_of(name, value, ACTIVATIONS)),
+    "LSG_LOAD": _Variable("load", lambda name, value: _one_of(name, value, LOADS)),
+    "LSG_SPILL": _Variable("spill", _switch),
     "LK_THREADS": _Variable("threads", _threads),
     "LK_THREAD_BINDING": _Variable(
         "bind", lambda name, value: BINDINGS[_one_of(name, value, tuple(BINDINGS))]
     ),
     "LK_POWER_SAVING": _Variable("power_saving", _switch),
+    "LVLLM_ENABLE_NUMA_INTERLEAVE": _Variable("load", _interleave),
+    "LK_NUMA_INTERLEAVE": _Variable("load", _interleave),
     "LVLLM_MOE_NUMA_ENABLED": _Variable("hybrid", _switch),
     "LK_MOE_HYBRID_ENABLED": _Variable("hybrid", _switch),
     "LVLLM_MOE_USE_WEIGHT": _Variable(
@@ -115,13 +132,10 @@ class _Later:
 
 
 _RESIDENT = _Later("keeping expert layers in GPU memory", "--resident-layers", off=("",))
-_LOAD = _Later("choosing how experts are loaded", "--load")
 _PREFILL = _Later("prefill of offloaded experts on the GPU", "--gpu-prefill-min-tokens")
 _PREFETCH = _Later("prefill of offloaded experts on the GPU", "--gpu-prefetch-layers")
 _LATER: Final = {
     "LVLLM_GPU_RESIDENT_MOE_LAYERS": _RESIDENT,
-    "LVLLM_ENABLE_NUMA_INTERLEAVE": _LOAD,
-    "LK_NUMA_INTERLEAVE": _LOAD,
     "LVLLM_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
     "LK_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
     "LVLLM_GPU_PREFETCH_WINDOW": _PREFETCH,
@@ -152,6 +166,8 @@ def read(environ: Mapping[str, str]) -> Settings:
             msg = f"{name}: no such setting; lsg knows {', '.join(sorted(_ACCEPTED | _LATER))}"
             raise CompatError(msg)
         parsed = variable.parse(name, value)
+        if parsed is None:
+            continue
         other, set_before = found.setdefault(variable.field, (name, parsed))
         if set_before != parsed:
             msg = f"{name}={value} contradicts {other}={environ[other]}; set only one of them"

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 
@@ -165,6 +166,7 @@ def test_it_becomes_sglang_with_the_users_arguments(repacked, executed):
     assert argv[1:5] == ["-m", "sglang.launch_server", "--model-path", str(repacked)]
     assert argv[-len(arguments) :] == arguments
     assert environ["LSG_THREADS"] == "1"
+    assert environ["LSG_LOAD"] in ("map", "huge"), "one decision for all processes"
     assert "LK_THREADS" not in environ
     assert environ["PYTHONPATH"].endswith(os.pathsep + "/mine")
     assert "2 layers of 4 experts, int4" in result.stderr
@@ -174,6 +176,7 @@ def test_a_dry_run_starts_nothing(repacked, executed):
     result = run(repacked, "--dry-run", "--activations", "float")
     assert result.exit_code == 0
     assert "float activations" in result.stderr
+    assert re.search(r"load +(map|huge): ", result.stderr)
     assert "sglang.launch_server" in result.stderr
     assert not executed
 

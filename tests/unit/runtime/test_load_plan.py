@@ -57,7 +57,9 @@ def test_what_fits_stays():
 @pytest.mark.parametrize("spill", [False, True])
 def test_a_limit_on_the_process_is_a_limit(spill):
     rooms = {0: Room(999 * GB), 1: Room(999 * GB)}
-    with pytest.raises(CapacityError, match=r"need 160 GB .* may use 159 GB more; .*control group"):
+    with pytest.raises(
+        CapacityError, match=r"need 160 GB .* 159 GB are available to this process; .*control group"
+    ):
         fit(LAYERS, [GB] * 10, rooms, spill=spill, left_bytes=159 * GB)
 
 
