@@ -118,6 +118,10 @@ FORMATS: Final[Mapping[str, Format]] = {
         dense=_CHANNEL_FP8,
     ),
     "fp8-tensor": Format(_SCALAR_FP8, _modelopt("FP8"), dense=_SCALAR_FP8),
+    "fp8-tensor-fused": Format(
+        Fp8((0, 0), fused=True),
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
+    ),
     "fp8-tensor-ct": Format(
         replace(_SCALAR_FP8, single=(1,), scale_dtype=torch.bfloat16),
         _compressed("float-quantized", _FLOAT8 | {"strategy": "tensor"}),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from checkpoints.families.matrices import Drawn, Encoding, random_scales, spread, typed
+from checkpoints.families.matrices import Drawn, Encoding, Fp8, random_scales, spread, typed
 
 Codes = npt.NDArray[np.uint32]
 # Word c of a row holds output columns 8c + AWQ_ORDER[i] at bits 4i.
@@ -162,5 +162,5 @@ class Gptq:
 
 
 def of_expert(encoding: Encoding, expert: int) -> Encoding:
-    """The encoding as one of a layer's experts has it: with its own order of inputs, if there are any."""
-    return replace(encoding, expert=expert) if isinstance(encoding, PackQuantized | Gptq) else encoding
+    """The encoding as one of a layer's experts has it: what gate and up share is the expert's own."""
+    return replace(encoding, expert=expert) if isinstance(encoding, PackQuantized | Gptq | Fp8) else encoding

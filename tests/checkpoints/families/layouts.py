@@ -18,6 +18,7 @@ ExpertTensors = Mapping[str, Tensors]
 _FUSED_SUFFIX: Final = {
     "weight": "",
     "weight_scale_inv": "_scale_inv",
+    "activation_scale": "_activation_scale",
     "blocks": "_blocks",
     "scales": "_scales",
     "bias": "_bias",
@@ -58,6 +59,9 @@ class Layout:
         return placed
 
     def _join(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        if gate.shape == (1, 1):
+            # One number for the fused matrix, which both drew alike.
+            return gate
         if self.interleaved:
             return _bytes(gate, up, lambda g, u: torch.stack((g, u), 1).flatten(0, 1))
         return _bytes(gate, up, lambda g, u: torch.cat((g, u)))

@@ -98,6 +98,9 @@ class Fp8:
     power_of_two: bool = False
     # The shape of the only scale, and of the static activation scale that comes with it.
     single: tuple[int, ...] | None = None
+    # The only scale is one for a fused gate and up: the same whichever of an expert's matrices is drawn.
+    fused: bool = False
+    expert: int = 0
     decoder: str = "fp8"
     rtol: float = 0.0
 
@@ -106,12 +109,16 @@ class Fp8:
         codes = random_e4m3(rng, (rows, cols))
         block = (self.block[0] or rows, self.block[1] or cols)
         shape = (-(-rows // block[0]), -(-cols // block[1]))
+        scales_rng = np.random.default_rng([cols, self.expert]) if self.fused else rng
         scales = random_scales(
-            rng, shape, 1 / (10 * cols**0.5), self.scale_dtype, power_of_two=self.power_of_two
+            scales_rng, shape, 1 / (10 * cols**0.5), self.scale_dtype, power_of_two=self.power_of_two
         )
         value = e4m3_value(codes) * spread(scales.double().numpy(), block, rows, cols)
         tensors = {"weight": typed(codes, torch.float8_e4m3fn)}
-        if self.single is not None:
+        if self.fused:
+            tensors[self.scale] = scales.reshape(1, 1)
+            tensors["activation_scale"] = torch.full((1, 1), 0.03125)
+        elif self.single is not None:
             tensors[self.scale] = scales.reshape(self.single)
             tensors["input_scale"] = torch.full(self.single, 0.03125)
         elif self.scale_dtype == torch.float8_e8m0fnu and self.scale == "weight_scale":

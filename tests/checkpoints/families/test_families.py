@@ -33,7 +33,7 @@ def fused_value(stored: dict[str, Stored], prefix: str, expert: int, projection:
     weight = stored[f"{prefix}.{name}"].tensor()[expert].double()
     if f"{prefix}.{name}_scale_inv" in stored:
         scale = stored[f"{prefix}.{name}_scale_inv"].tensor()[expert].double()
-        weight *= scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+        weight *= scale if scale.numel() == 1 else scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
     if layout.transposed:
         weight = weight.T
     if projection == "down":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from checkpoints import families
 from lsg import manifest
 from lsg._core import LayerFile, crc32c
 from lsg.cli import main
@@ -57,6 +58,7 @@ def forge(model, index):
     layer = next(layer for layer in content["layers"] if layer["index"] == index)
     file = LayerFile(str(model / "experts" / layer["file"]))
     layer["slab_crc32c"] = [file.slab_crc32c(expert) for expert in range(layer["num_experts"])]
+    layer["table_crc32c"] = file.table_crc32c()
     path.write_text(json.dumps(content))
 
 
@@ -149,3 +151,31 @@ def test_crc_of_the_table(copy):
     content["layers"][0]["table_crc32c"] = crc32c(b"another")
     path.write_text(json.dumps(content))
     refused(verify(model), "the expert table of layer 0 is damaged")
+
+
+def test_orders_of_inputs(convert, tmp_path):
+    source, model = tmp_path / "source", tmp_path / "model"
+    families.make(source, "Qwen3-Coder-30B-A3B", "gptq-desc-act")
+    assert convert(source, model, "--experts", "keep").exit_code == 0
+    assert verify(model, "--against", source).exit_code == 0
+    path = model / "experts" / "layer-00001.lsgb"
+    spec = LayerFile(str(path)).spec
+    data = bytearray(path.read_bytes())
+    # The orders are all that this table holds; exchange two inputs of expert 2.
+    at = spec.table_offset + 2 * spec.hidden_size * 4
+    data[at : at + 8] = data[at + 4 : at + 8] + data[at : at + 4]
+    path.write_bytes(data)
+    forge(model, 1)
+    assert verify(model).exit_code == 0
+    wanted = "layer 1, expert 2: gate_proj has another input order than the checkpoint"
+    refused(verify(model, "--against", source), wanted)
+
+
+def test_another_activation(copy, pristine):
+    model = copy("bf16")
+    path = manifest.path_in(model)
+    content = json.loads(path.read_text())
+    content["layers"][1]["activation"] = {"kind": "silu_clamped", "alpha": 1.0, "limit": 7.0}
+    path.write_text(json.dumps(content))
+    wanted = "layer 1: the checkpoint's experts compute silu, the manifest says silu_clamped limit 7.0"
+    refused(verify(model, "--against", pristine), wanted)

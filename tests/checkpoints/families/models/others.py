@@ -1,4 +1,4 @@
-"""MiniMax, gpt-oss, MiMo, Step, gemma and Nemotron: each with an activation or a layout of its own.
+"""MiniMax, gpt-oss, MiMo, Step, gemma, Mistral and Nemotron: each with an activation or a layout of its own.
 
 Invariant: names, dtypes, key names and quirks are those of the published files; only sizes are smaller.
 """
@@ -102,6 +102,18 @@ OTHERS: Final[Mapping[str, Family]] = {
         ),
         activation=Activation("swigluoai", 1.702, 7.0),
         text={"swiglu_limit": 7.0, "experts_per_token": 2},
+    ),
+    "Mistral-Small-4-119B": Family(
+        "Mistral3ForConditionalGeneration",
+        "mistral3",
+        256,
+        128,
+        {"fp8-tensor-fused": FUSED},
+        experts_path="language_model.model.layers.{n}.mlp.experts",
+        keys=DEEPSEEK_KEYS,
+        resident=replace(WRAPPED, router_bias=""),
+        text_type="mistral4",
+        text={"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0},
     ),
     "MiMo-V2-Flash": Family(
         "MiMoV2FlashForCausalLM",
