@@ -15,13 +15,12 @@ from types import TracebackType
 from typing import Final, NamedTuple
 
 from lsg import CheckpointError, LsgError
-from lsg._core import LayerSpec, Matrix, PanelFormat, crc32c, keep_freed_memory, pack_expert, pack_table
+from lsg._core import LayerSpec, convert_expert, keep_freed_memory
 from lsg.convert.direct import Bytes
 from lsg.convert.journal import Journal, SlabDone
 from lsg.convert.schedule import LayerPlan
 from lsg.convert.sources import Source
-from lsg.convert.targets import Converted, Target
-from lsg.convert.targets.values import require_finite
+from lsg.convert.targets import Target
 from lsg.convert.writer import LayerWriter, SlabBuffer
 
 Slabs = dict[tuple[int, int], SlabDone]
@@ -38,14 +37,6 @@ class UnsuitableError(CheckpointError):
     """The target cannot store these values: no repaired checkpoint, only another target, would help."""
 
 
-class DamagedError(CheckpointError):
-    """An expert's numbers are none; `slab` is its (layer, expert)."""
-
-    def __init__(self, message: str, slab: tuple[int, int]) -> None:
-        super().__init__(message)
-        self.slab = slab
-
-
 def convert_experts(
     source: Source,
     target: Target,
@@ -58,7 +49,7 @@ def convert_experts(
     """Convert these experts; their slabs, by (layer, expert), once they are durable.
 
     After Ctrl-C, or when the source proves bad, it lets the running experts finish and journals them. Raises
-    CheckpointError (UnsuitableError: the target is to blame; DamagedError: the numbers are), OSError.
+    CheckpointError (UnsuitableError: the target is to blame, not the numbers), OSError.
     """
     slabs: Slabs = {}
     committer = _Committer(writers, journal)
@@ -195,36 +186,23 @@ class _Committer:
 
 def _make_slab(source: Source, target: Target, layer: LayerPlan, expert: int, buffer: SlabBuffer) -> _Slab:
     found = source.read(layer.source, expert)
-
-    def convert(name: str, matrix: Matrix, panel: PanelFormat) -> Converted:
-        where = f"{layer.source.prefix}.{expert}.{name}_proj"
-        try:
-            return target.convert(matrix, panel)
-        except CheckpointError as error:
-            try:
-                require_finite(matrix, panel)
-            except CheckpointError:
-                msg = f"{where}: {error}"
-                raise DamagedError(msg, (layer.source.index, expert)) from error
-            msg = f"{where}: {error}"
-            raise UnsuitableError(msg) from error
-
-    gate = None if found.gate is None else convert("gate", found.gate, layer.source.gate_up)
-    up = convert("up", found.up, layer.source.gate_up)
-    down = convert("down", found.down, layer.source.down)
-    matrices = gate.matrix if gate else None, up.matrix, down.matrix
     records = buffer.records(layer.spec, expert)
-    records[:] = pack_expert(layer.spec, *matrices)
-    crc = 0
-    for record in records:
-        crc = crc32c(record, crc)
-    done = SlabDone(
-        layer=layer.source.index,
-        expert=expert,
-        crc32c=crc,
-        errors=[gate.error if gate else None, up.error, down.error],
-    )
-    return _Slab(records, pack_table(layer.spec, expert, *matrices), done)
+    try:
+        table, crc, errors = convert_expert(
+            layer.spec,
+            expert,
+            *found,
+            layer.source.gate_up,
+            layer.source.down,
+            records,
+            search=target.search,
+        )
+    except CheckpointError as error:
+        # The core knows the number, the source the tensor that it came from.
+        source.check(layer.source, expert)
+        msg = f"{layer.source.prefix}.{expert}.{error}"
+        raise UnsuitableError(msg) from error
+    return _Slab(records, table, SlabDone(layer.source.index, expert, crc, errors))
 
 
 def _write_slab(writer: LayerWriter, expert: int, slab: _Slab) -> SlabDone:

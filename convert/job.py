@@ -20,12 +20,12 @@ from lsg.convert import resident, schedule, steps, workdir
 from lsg.convert.catalogue import layer_entry
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.console import Progress
-from lsg.convert.experts import DamagedError, Slabs, UnsuitableError, convert_experts
+from lsg.convert.experts import Slabs, UnsuitableError, convert_experts
 from lsg.convert.geometry import MoeGeometry
 from lsg.convert.journal import Entry, Identity, ResidentDone, ShardIdentity, SlabDone
 from lsg.convert.origin import LocalOrigin, Origin
 from lsg.convert.sources import Source, find_experts
-from lsg.convert.targets import SEARCHING, Target, make_target
+from lsg.convert.targets import SEARCHING, Target
 from lsg.convert.writer import LayerWriter, surviving_slabs
 
 CREATED_BY: Final = f"lsg-convert {lsg.__version__}"
@@ -75,7 +75,7 @@ class _Job:
         config = checkpoint.directory / "config.json"
         self.geometry = MoeGeometry.from_config(checkpoint.config, str(config))
         self.source: Source = find_experts(checkpoint, self.geometry)
-        self.target: Target = make_target(options.experts, search=options.search)
+        self.target: Target = Target(options.experts, search=options.search)
         self.plan = schedule.make_plan(self.source, self.target, checkpoint.tensors.values())
         self.needs = steps.find_needs(self.plan, self.source.tensor_names, checkpoint.tensors)
         self.small_files = resident.small_files(checkpoint.directory)
@@ -212,9 +212,6 @@ def convert(source: Path | Origin, out: Path, options: Options, progress: Progre
                 manifest.path_in(work.model).write_bytes(manifest.dumps(catalogue))
                 work.publish()
             except CheckpointError as error:
-                if isinstance(error, DamagedError):
-                    shards = ", ".join(sorted(job.needs.slabs[error.slab]))
-                    error = CheckpointError(f"{origin.directory / shards}: {error}")
                 done = sum(isinstance(entry, SlabDone) for entry in work.journal.entries)
                 if isinstance(error, UnsuitableError) or not done:
                     work.discard()

@@ -22,7 +22,7 @@ from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.console import Progress
 from lsg.convert.geometry import MoeGeometry
 from lsg.convert.sources import Expert, ExpertLayer, Source, find_experts
-from lsg.convert.targets.values import decode
+from lsg.convert.values import decode
 
 # Rows decoded at a time, in float64: a multiple of every scale_rows, small enough for the caches.
 _ROWS: Final = 32

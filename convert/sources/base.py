@@ -51,4 +51,10 @@ class Source(Protocol):
         """Every tensor that belongs to a routed expert; all others stay resident."""
 
     def read(self, layer: ExpertLayer, expert: int) -> Expert:
-        """Read one expert; safe to call from several threads. Raises CheckpointError."""
+        """Read one expert; safe to call from several threads. Raises CheckpointError.
+
+        Its numbers are as they are in the checkpoint, even where they are none.
+        """
+
+    def check(self, layer: ExpertLayer, expert: int) -> None:
+        """Raise CheckpointError, naming the tensor, if a number of the expert is a NaN or infinite."""

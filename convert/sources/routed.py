@@ -1,7 +1,7 @@
 """Reads the routed experts of a checkpoint, one at a time.
 
-Invariant: only the numbers themselves can still be wrong when `read` is called; those that are no numbers are
-refused, all others reach the Matrix as they are.
+Invariant: only the numbers themselves can still be wrong when `read` is called, and they reach the Matrix as
+they are. Whoever finds one that is none among them asks `check` for the tensor that it came from.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from lsg.convert.sources.base import Expert, ExpertLayer
 from lsg.convert.sources.encoding import Array, take_rows
 from lsg.convert.sources.layers import BIAS, KnownLayer, KnownMatrix, know_layer
 from lsg.convert.sources.names import collect
-from lsg.convert.sources.numbers import is_finite, to_float32, view_of
+from lsg.convert.values import is_finite, to_float32, view_of
 
 Order = npt.NDArray[np.uint32] | None
 
@@ -47,7 +47,7 @@ class RoutedExperts:
         self.format = "+".join(sorted(encodings))
 
     def read(self, layer: ExpertLayer, expert: int) -> Expert:
-        """Read one expert. Raises CheckpointError for values that are not finite or not what was promised."""
+        """Read one expert. Raises CheckpointError for values that are not what was promised."""
         known = self._layers[layer.index]
         made: dict[str, Matrix] = {}
         orders: dict[str, Order] = {}
@@ -79,19 +79,34 @@ class RoutedExperts:
                 made[projection] = take_rows(made[projection], neurons)
         return Expert(made.get("gate"), made["up"], made["down"])
 
+    def check(self, layer: ExpertLayer, expert: int) -> None:
+        """Raise CheckpointError, naming the tensor, if a number of the expert is a NaN or infinite."""
+        known = self._layers[layer.index]
+        for matrix in known.matrices:
+            tensors = known.layout.tensors(known.named, expert, matrix.stored.projection)
+            for part in matrix.parts:
+                numbers = matrix.encoding.numbers.get(part, tensors[part].dtype)
+                if not is_finite(self._bytes(known, tensors[part], expert), numbers):
+                    msg = (
+                        f"{self._where(tensors[part])} has NaN or infinite weights; "
+                        "the file is damaged, download it again"
+                    )
+                    raise CheckpointError(msg)
+
     def _array(self, layer: KnownLayer, matrix: KnownMatrix, tensor: Tensor, part: str, expert: int) -> Array:
         """One expert's share of a tensor, oriented [rows, columns]."""
+        shape = tensor.shape[1:] if layer.layout.stacked else tensor.shape
+        numbers = matrix.encoding.numbers.get(part, tensor.dtype)
+        array = view_of(self._bytes(layer, tensor, expert), numbers).reshape(shape)
+        return array.T if layer.layout.transposed and array.ndim == 2 else array
+
+    def _bytes(self, layer: KnownLayer, tensor: Tensor, expert: int) -> npt.NDArray[np.uint8]:
+        """One expert's share of a tensor."""
         stacked = layer.layout.stacked
-        shape = tensor.shape[1:] if stacked else tensor.shape
         nbytes = tensor.nbytes // tensor.shape[0] if stacked else tensor.nbytes
         data: npt.NDArray[np.uint8] = np.empty(nbytes, np.uint8)
         self._checkpoint.read_into(tensor, expert * nbytes if stacked else 0, data.data)
-        numbers = matrix.encoding.numbers.get(part, tensor.dtype)
-        if not is_finite(data, numbers):
-            msg = f"{self._where(tensor)} has NaN or infinite weights; the file is damaged, download it again"
-            raise CheckpointError(msg)
-        array = view_of(data, numbers).reshape(shape)
-        return array.T if layer.layout.transposed and array.ndim == 2 else array
+        return data
 
     def _where(self, tensor: Tensor) -> str:
         return f"{self._checkpoint.directory / tensor.shard}: {tensor.name}"

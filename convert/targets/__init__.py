@@ -15,45 +15,43 @@
     Q  quantised, the error is reported; `s`: scales are searched for the least squared error (--search)
     -  refused before anything is written, naming `--experts keep` and `--experts bf16`
 
-fp8 sources are e4m3 or e5m2; fp4 sources with e8m0 scales are mxfp4, others nvfp4.
+fp8 sources are e4m3 or e5m2; fp4 sources with e8m0 scales are mxfp4, others nvfp4. A NaN or infinity anywhere
+is refused, as is a number beyond the target's range.
 
-`lsg.convert.targets.pairs` holds this table as data, and a test compares the two. Formats: int4 groups of 32
-with bf16 scales; int8 likewise; fp8 e4m3 in blocks of 128 × 128 with f32 powers of two; mxfp4, nvfp4 as
-published. A NaN or infinity anywhere is refused, as is a number beyond the target's range.
+`lsg.convert.targets.pairs` holds this table as data, and a test compares the two; `panels` says what each
+target's format is and why. The core does the work (`lsg._core.convert_expert`): it needs to know no more than
+the source's format and the target's.
 
-Invariant: a target is a pure function of the matrix; biases pass through untouched.
+Invariant: what an expert becomes depends on its matrices and the target alone, so the same checkpoint and
+options give the same bytes in any order, on any number of threads and on any machine. A bias and an
+order of inputs are never changed.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
-from lsg._core import Dtype, Matrix, PanelFormat
-from lsg.convert.targets.base import Conversion, Converted, Target
-from lsg.convert.targets.fp4 import Mxfp4, Nvfp4
-from lsg.convert.targets.fp8 import Fp8
-from lsg.convert.targets.half import Half
-from lsg.convert.targets.int4 import Int4
-from lsg.convert.targets.int8 import Int8
+from lsg._core import PanelFormat
 from lsg.convert.targets.pairs import NAMES, Way, way
-from lsg.convert.targets.quantize import Quantized
-from lsg.convert.targets.values import require_finite
+from lsg.convert.targets.panels import PANELS
 
-__all__ = ["NAMES", "SEARCHING", "Converted", "Target", "make_target"]
+__all__ = ["NAMES", "SEARCHING", "Target"]
 
 # Targets whose bytes --search shapes.
 SEARCHING: Final = frozenset({"int4", "mxfp4", "nvfp4"})
 
 
-class _PairTarget:
-    """A target that does with each source format what the table says."""
+@dataclass(frozen=True)
+class Target:
+    """What `--experts name` means; search: choose scales for the least squared error."""
 
-    def __init__(self, name: str, conversion: Conversion | None) -> None:
-        self._name = name
-        self._conversion = conversion
+    name: str
+    search: bool
 
     def panel(self, source: PanelFormat) -> PanelFormat:
-        if self._conversion is None or way(source, self._name) == Way.KEPT:
+        """The format that a matrix of this source format gets. Raises CheckpointError if there is none."""
+        if way(source, self.name) == Way.KEPT:
             return source
-        panel = self._conversion.panel
+        panel = PANELS[self.name]
         return PanelFormat(
             panel.dtype,
             panel.scale_dtype,
@@ -63,32 +61,3 @@ class _PairTarget:
             global_scale=panel.global_scale,
             k_permutation=source.k_permutation,
         )
-
-    def convert(self, matrix: Matrix, source: PanelFormat) -> Converted:
-        require_finite(matrix, source)
-        if self._conversion is None or way(source, self._name) == Way.KEPT:
-            return Converted(matrix, None)
-        return self._conversion.convert(matrix, source)
-
-
-def make_target(name: str, *, search: bool) -> Target:
-    """The target that `--experts name` means."""
-    return _PairTarget(name, _conversion(name, search=search))
-
-
-def _conversion(name: str, *, search: bool) -> Conversion | None:
-    match name:
-        case "keep":
-            return None
-        case "int4":
-            return Int4(search=search)
-        case "int8":
-            return Quantized(Int8())
-        case "fp8":
-            return Quantized(Fp8())
-        case "mxfp4":
-            return Quantized(Mxfp4(search=search))
-        case "nvfp4":
-            return Quantized(Nvfp4(search=search))
-        case _:
-            return Half({"bf16": Dtype.BF16, "fp16": Dtype.F16}[name])

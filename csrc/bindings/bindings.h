@@ -6,6 +6,7 @@
 namespace lsg {
 
 void BindFormat(pybind11::module_& module);
+void BindConvert(pybind11::module_& module);
 void BindKernels(pybind11::module_& module);
 void BindLimits(pybind11::module_& module);
 void BindEngine(pybind11::module_& module);

@@ -3,13 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/matrix.h"
 #include "format/expert_packer.h"
 #include "format/layer_file.h"
 #include "format/layer_spec.h"
@@ -20,152 +21,10 @@ namespace py = pybind11;
 namespace lsg {
 namespace {
 
-using Bytes = py::array_t<uint8_t, py::array::c_style>;
-
-// One projection as numpy arrays; see _core.pyi for shapes.
-struct Matrix {
-  py::array codes;
-  std::optional<py::array> scales;
-  std::optional<Bytes> zero_points;
-  std::optional<py::array_t<float, py::array::c_style>> bias;
-  std::optional<float> global_scale;
-  std::optional<py::array_t<uint32_t, py::array::c_style>> input_order;
-};
-
-std::string ShapeOf(const py::array& array) {
-  return py::str(
-      py::tuple(py::cast(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()))));
-}
-
-void RequireArray(const py::array& array, const std::string& what, py::ssize_t rows,
-                  py::ssize_t cols, py::ssize_t item_bytes) {
-  const bool contiguous = (array.flags() & py::array::c_style) != 0;
-  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != cols ||
-      array.itemsize() != item_bytes || !contiguous) {
-    throw FormatError(what + ": expected a contiguous array of shape (" + std::to_string(rows) +
-                      ", " + std::to_string(cols) + ") with " + std::to_string(item_bytes) +
-                      " bytes an item, found shape " + ShapeOf(array) + " with " +
-                      std::to_string(array.itemsize()));
-  }
-}
-
-// Checks a matrix against its format and takes its addresses.
-MatrixView ViewOf(Matrix& matrix, const PanelFormat& format, int rows, int cols,
-                  const std::string& name) {
-  MatrixView view;
-  view.rows = rows;
-  view.cols = cols;
-  RequireArray(matrix.codes, name + " codes", rows, cols, BitsOf(format.dtype) == 16 ? 2 : 1);
-  view.codes = static_cast<uint8_t*>(const_cast<void*>(matrix.codes.data()));
-  view.scale_cols = SourceScaleCols(format, cols);
-  const bool wants_scales = format.scale_dtype != ScaleDtype::kNone;
-  if (wants_scales != matrix.scales.has_value() ||
-      format.zero_point != matrix.zero_points.has_value() ||
-      format.bias != matrix.bias.has_value() ||
-      format.global_scale != matrix.global_scale.has_value() ||
-      format.k_permutation != matrix.input_order.has_value()) {
-    throw FormatError(name +
-                      ": scales, zero points, bias, global scale and input order must be there "
-                      "exactly when the panel format has them");
-  }
-  const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
-  if (wants_scales) {
-    RequireArray(*matrix.scales, name + " scales", scale_rows, view.scale_cols,
-                 BytesOf(format.scale_dtype));
-    view.scales = static_cast<uint8_t*>(const_cast<void*>(matrix.scales->data()));
-  }
-  if (format.zero_point) {
-    RequireArray(*matrix.zero_points, name + " zero points", scale_rows, view.scale_cols, 1);
-    view.zero_points = const_cast<uint8_t*>(matrix.zero_points->data());
-  }
-  if (format.bias) {
-    if (matrix.bias->ndim() != 1 || matrix.bias->shape(0) != rows) {
-      throw FormatError(name + " bias: expected shape (" + std::to_string(rows) + ",), found " +
-                        ShapeOf(*matrix.bias));
-    }
-    view.bias = const_cast<float*>(matrix.bias->data());
-  }
-  if (format.global_scale) view.global_scale = &*matrix.global_scale;
-  if (format.k_permutation) {
-    if (matrix.input_order->ndim() != 1 || matrix.input_order->shape(0) != cols) {
-      throw FormatError(name + " input order: expected shape (" + std::to_string(cols) +
-                        ",), found " + ShapeOf(*matrix.input_order));
-    }
-    view.input_order = const_cast<uint32_t*>(matrix.input_order->data());
-  }
-  return view;
-}
-
-py::dtype ScaleNumpyDtype(ScaleDtype dtype) {
-  switch (BytesOf(dtype)) {
-    case 4:
-      return py::dtype::of<float>();
-    case 2:
-      return py::dtype::of<uint16_t>();
-    default:
-      return py::dtype::of<uint8_t>();
-  }
-}
-
-// Zeroed arrays of the right shapes.
-Matrix EmptyMatrix(const PanelFormat& format, int rows, int cols) {
-  const auto zeros = [](py::dtype dtype, std::vector<py::ssize_t> shape) {
-    py::array array(std::move(dtype), std::move(shape));
-    std::memset(array.mutable_data(), 0, array.nbytes());
-    return array;
-  };
-  Matrix matrix{
-      zeros(BitsOf(format.dtype) == 16 ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
-            {rows, cols}),
-      {},
-      {},
-      {},
-      {},
-      {}};
-  const auto scale_rows = static_cast<int>((rows + format.scale_rows - 1) / format.scale_rows);
-  const int scale_cols = SourceScaleCols(format, cols);
-  if (scale_cols > 0)
-    matrix.scales = zeros(ScaleNumpyDtype(format.scale_dtype), {scale_rows, scale_cols});
-  if (format.zero_point)
-    matrix.zero_points = Bytes(zeros(py::dtype::of<uint8_t>(), {scale_rows, scale_cols}));
-  if (format.bias)
-    matrix.bias = py::array_t<float, py::array::c_style>(zeros(py::dtype::of<float>(), {rows}));
-  if (format.global_scale) matrix.global_scale = 0.0f;
-  if (format.k_permutation) matrix.input_order = py::array_t<uint32_t, py::array::c_style>(cols);
-  return matrix;
-}
-
-// One expert's arrays, checked against the layer's geometry and formats.
-struct Expert {
-  std::optional<Matrix> gate;
-  Matrix up, down;
-
-  ExpertView View(const LayerSpec& spec) {
-    const LayerGeometry& g = spec.geometry();
-    const int hidden = static_cast<int>(g.hidden_size),
-              intermediate = static_cast<int>(g.intermediate_size);
-    if (gate.has_value() != g.gated)
-      throw FormatError("gate must be given exactly when the layer is gated");
-    ExpertView view;
-    if (gate) view.gate = ViewOf(*gate, spec.gate_up(), intermediate, hidden, "gate");
-    view.up = ViewOf(up, spec.gate_up(), intermediate, hidden, "up");
-    view.down = ViewOf(down, spec.down(), hidden, intermediate, "down");
-    return view;
-  }
-};
-
-uint32_t CheckedExpert(const LayerSpec& spec, int64_t expert) {
-  if (expert < 0 || expert >= spec.geometry().num_experts) {
-    throw FormatError("no expert " + std::to_string(expert) + " in a layer of " +
-                      std::to_string(spec.geometry().num_experts));
-  }
-  return static_cast<uint32_t>(expert);
-}
-
 Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matrix& up,
            const Matrix& down) {
   Expert expert{gate, up, down};
-  const ExpertView view = expert.View(spec);
+  const ExpertView view = expert.View(spec, spec.gate_up(), spec.down());
   Bytes records(
       {static_cast<py::ssize_t>(spec.num_units()), static_cast<py::ssize_t>(spec.record_bytes())});
   auto* out = reinterpret_cast<std::byte*>(records.mutable_data());
@@ -177,13 +36,8 @@ Bytes Pack(const LayerSpec& spec, const std::optional<Matrix>& gate, const Matri
 py::list PackTable(const LayerSpec& spec, int64_t index, const std::optional<Matrix>& gate,
                    const Matrix& up, const Matrix& down) {
   Expert expert{gate, up, down};
-  const ExpertView view = expert.View(spec);
-  if (const uint32_t* order = view.up.input_order) {
-    CheckInputOrder(order, view.up.cols, "up");
-    if (expert.gate && !std::equal(order, order + view.up.cols, view.gate.input_order)) {
-      throw FormatError("gate and up must have one input order");
-    }
-  }
+  const ExpertView view = expert.View(spec, spec.gate_up(), spec.down());
+  CheckInputOrders(view);
   py::list writes;
   for (const TableEntry& entry : TableEntries(spec, CheckedExpert(spec, index), view)) {
     writes.append(py::make_tuple(spec.table_offset() + entry.offset,
@@ -208,7 +62,7 @@ py::tuple Unpack(const LayerSpec& spec, const Bytes& records, const std::optiona
                 EmptyMatrix(spec.gate_up(), intermediate, hidden),
                 EmptyMatrix(spec.down(), hidden, intermediate)};
   if (g.gated) expert.gate = EmptyMatrix(spec.gate_up(), intermediate, hidden);
-  const ExpertView view = expert.View(spec);
+  const ExpertView view = expert.View(spec, spec.gate_up(), spec.down());
   {
     const auto* in = reinterpret_cast<const std::byte*>(records.data());
     const py::gil_scoped_release release;

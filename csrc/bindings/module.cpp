@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   py::register_exception<lsg::CompatError>(module, "CompatError", error);
   lsg::BindFormat(module);
   lsg::BindKernels(module);
+  lsg::BindConvert(module);
   lsg::BindLimits(module);
   lsg::BindEngine(module);
 }

@@ -15,7 +15,8 @@ struct Mover {
   static void Tile(int bits, const MatrixView& m, int row, int col, uint8_t* tile) {
     const int n_valid = std::clamp(m.rows - row, 0, kTileN);
     const int k_valid = std::clamp(m.cols - col, 0, kTileK);
-    const ptrdiff_t at = n_valid > 0 && k_valid > 0 ? ptrdiff_t{row} * m.cols + col : 0;
+    const ptrdiff_t at =
+        n_valid > 0 && k_valid > 0 ? ptrdiff_t{row - m.first_row} * m.cols + col : 0;
     uint8_t* codes = m.codes + at;
     if (bits == 16) {
       auto* wide = reinterpret_cast<uint16_t*>(m.codes) + at;
@@ -52,7 +53,7 @@ struct Mover {
 template <bool kPack>
 void MoveScale(const PanelFormat& format, const MatrixView& m, int row, int group_col,
                uint8_t* scale, uint8_t* zero_point) {
-  const int scale_row = row / static_cast<int>(format.scale_rows);
+  const int scale_row = (row - m.first_row) / static_cast<int>(format.scale_rows);
   if (row >= m.rows || group_col >= m.scale_cols) return;
   const ptrdiff_t at = ptrdiff_t{scale_row} * m.scale_cols + group_col;
   const int bytes = BytesOf(format.scale_dtype);
@@ -104,15 +105,16 @@ void MoveGateUp(const LayerSpec& spec, const ExpertView& expert, int unit, uint8
 }
 
 template <bool kPack>
-void MoveDown(const LayerSpec& spec, const ExpertView& expert, int unit, uint8_t* record) {
+void MoveDown(const LayerSpec& spec, const ExpertView& expert, int unit, int first_block,
+              int blocks, uint8_t* record) {
   const PanelFormat& format = spec.down();
   const PanelSections& s = spec.down_sections();
   const int bits = BitsOf(format.dtype);
   const size_t tile_bytes = TileBytes(bits);
   const int scale_bytes = BytesOf(format.scale_dtype);
   const int first = unit * static_cast<int>(spec.geometry().unit_rows);
-  uint8_t* tile = record + s.codes;
-  for (int block = 0; block < s.blocks; ++block) {
+  uint8_t* tile = record + s.codes + tile_bytes * kTilesPerBlock * s.k_tiles * first_block;
+  for (int block = first_block; block < first_block + blocks; ++block) {
     for (int k_tile = 0; k_tile < s.k_tiles; ++k_tile) {
       for (int t = 0; t < kTilesPerBlock; ++t, tile += tile_bytes) {
         Mover<kPack>::Tile(bits, expert.down, block * kBlockN + t * kTileN, first + k_tile * kTileK,
@@ -186,17 +188,30 @@ std::vector<TableEntry> TableEntries(const LayerSpec& spec, uint32_t expert_inde
   return entries;
 }
 
+void ClearRecord(const LayerSpec& spec, std::byte* record) {
+  // Tiles write every byte of the codes; the smaller sections only where there is a source.
+  const PanelSections& gu = spec.gate_up_sections();
+  const PanelSections& d = spec.down_sections();
+  std::memset(record + gu.codes + gu.codes_bytes, 0, d.codes - gu.codes - gu.codes_bytes);
+  std::memset(record + d.codes + d.codes_bytes, 0, spec.record_bytes() - d.codes - d.codes_bytes);
+}
+
+void PackGateUp(const LayerSpec& spec, const ExpertView& expert, int unit, std::byte* record) {
+  MoveGateUp<true>(spec, expert, unit, reinterpret_cast<uint8_t*>(record));
+}
+
+void PackDown(const LayerSpec& spec, const ExpertView& expert, int unit, int first_block,
+              int blocks, std::byte* record) {
+  MoveDown<true>(spec, expert, unit, first_block, blocks, reinterpret_cast<uint8_t*>(record));
+}
+
 void PackExpert(const LayerSpec& spec, const ExpertView& expert, std::byte* records) {
-  // Tiles write every byte of the codes; the smaller sections only where there is a source, so
-  // clear them first.
-  for (uint32_t unit = 0; unit < spec.num_units(); ++unit) {
-    auto* record = reinterpret_cast<uint8_t*>(records) + unit * spec.record_bytes();
-    const PanelSections& gu = spec.gate_up_sections();
-    const PanelSections& d = spec.down_sections();
-    std::memset(record + gu.codes + gu.codes_bytes, 0, d.codes - gu.codes - gu.codes_bytes);
-    std::memset(record + d.codes + d.codes_bytes, 0, spec.record_bytes() - d.codes - d.codes_bytes);
-    MoveGateUp<true>(spec, expert, static_cast<int>(unit), record);
-    MoveDown<true>(spec, expert, static_cast<int>(unit), record);
+  for (uint32_t u = 0; u < spec.num_units(); ++u) {
+    const auto unit = static_cast<int>(u);
+    std::byte* record = records + u * spec.record_bytes();
+    ClearRecord(spec, record);
+    PackGateUp(spec, expert, unit, record);
+    PackDown(spec, expert, unit, 0, spec.down_sections().blocks, record);
   }
 }
 
@@ -205,7 +220,7 @@ void UnpackExpert(const LayerSpec& spec, const std::byte* records, const ExpertV
     auto* record = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(records)) +
                    unit * spec.record_bytes();
     MoveGateUp<false>(spec, expert, static_cast<int>(unit), record);
-    MoveDown<false>(spec, expert, static_cast<int>(unit), record);
+    MoveDown<false>(spec, expert, static_cast<int>(unit), 0, spec.down_sections().blocks, record);
   }
 }
 

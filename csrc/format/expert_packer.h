@@ -12,9 +12,9 @@
 
 namespace lsg {
 
-// One projection, row-major. codes: one code a byte (4 and 8 bits) or a uint16 (16 bits), [rows,
-// cols]. scales: [ceil(rows / scale_rows), scale_cols] of the format's scale dtype; zero_points
-// alike, one byte each.
+// One projection, row-major, or `first_row` and some rows after it. codes: one code a byte (4 and 8
+// bits) or a uint16 (16 bits), [rows, cols]. scales: [ceil(rows / scale_rows), scale_cols] of the
+// format's scale dtype; zero_points alike, one byte each.
 struct MatrixView {
   uint8_t* codes = nullptr;
   uint8_t* scales = nullptr;
@@ -25,6 +25,8 @@ struct MatrixView {
   int rows = 0;
   int cols = 0;
   int scale_cols = 0;
+  int first_row =
+      0;  // of codes, scales and zero points; a multiple of scale_rows. bias has all rows
 };
 
 struct ExpertView {
@@ -53,6 +55,13 @@ int SourceScaleCols(const PanelFormat& format, int cols);
 
 // records: num_units × record_bytes, contiguous. Writes every byte of it.
 void PackExpert(const LayerSpec& spec, const ExpertView& expert, std::byte* records);
+
+// The same in pieces, for a record that begins with zeros: the rows of gate and up that a unit
+// has, and the part of its down panel that `blocks` blocks of 64 outputs from `first_block` are.
+void ClearRecord(const LayerSpec& spec, std::byte* record);
+void PackGateUp(const LayerSpec& spec, const ExpertView& expert, int unit, std::byte* record);
+void PackDown(const LayerSpec& spec, const ExpertView& expert, int unit, int first_block,
+              int blocks, std::byte* record);
 
 // Fills the views' arrays, which have the shapes above.
 void UnpackExpert(const LayerSpec& spec, const std::byte* records, const ExpertView& expert);

@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "format/layer_spec.h"
+#include "kernels/weight_kernels.h"
 
 namespace lsg {
 
@@ -65,18 +66,6 @@ using ActivateFn = void (*)(const ActivationSpec&, bool gated, int unit_rows, co
 using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales,
                                int32_t* sums);
 
-// What a row lost: sums of squares over its weights.
-struct RowError {
-  double squared_error = 0;  // NaN when a weight is not finite
-  double squared_norm = 0;
-};
-
-// A row of bf16 or f16 weights to int4 in groups of 32: codes 0 … 15 (q + 8) and the scales' bf16
-// bits. `search` picks each group's scale for the least squared error. The same bits on every
-// level.
-using QuantizeInt4RowFn = RowError (*)(const uint16_t* weights, bool is_f16, int cols, bool search,
-                                       uint8_t* codes, uint16_t* scales);
-
 // The kernels for a weight format, by activation precision. int8 is null where only f32 exists.
 struct PanelKernels {
   PanelInt8Fn int8 = nullptr;
@@ -90,7 +79,7 @@ struct Kernels {
       f16;
   ActivateFn activate;
   QuantizeRowFn quantize_row;
-  QuantizeInt4RowFn quantize_int4_row;
+  WeightKernels weights;
 };
 
 // The kernels of a level, with levels that have none of their own falling to the one below.

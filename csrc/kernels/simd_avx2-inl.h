@@ -28,6 +28,7 @@ struct Simd {
   static F FromInt(I x) { return _mm256_cvtepi32_ps(x); }
   static I ToInt(F x) { return _mm256_cvtps_epi32(x); }
   static F FromBits(I x) { return _mm256_castsi256_ps(x); }
+  static I Bits(F x) { return _mm256_castps_si256(x); }
 
   static I ZeroBits() { return _mm256_setzero_si256(); }
   static I Set1Bits(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
@@ -66,6 +67,12 @@ struct Simd {
   static I ShiftRightSigned(I x) {
     return _mm256_srai_epi32(x, kBits);
   }
+  // Both 16-bit halves of a lane, signed. MulRound16: (a · b + 2^14) >> 15.
+  static I MulRound16(I a, I b) { return _mm256_mulhrs_epi16(a, b); }
+  static I Min16(I a, I b) { return _mm256_min_epi16(a, b); }
+  static I Max16(I a, I b) { return _mm256_max_epi16(a, b); }
+  // Per lane: acc + the two products.
+  static I Dot16(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
   // Sums of two products in 16 bits: with weights ≤ 15 and |x| ≤ 127, eight of them reach 30480 <
   // 32768.
   static I Dot(I acc, I u8, I s8) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u8, s8)); }

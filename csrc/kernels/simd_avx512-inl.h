@@ -31,6 +31,7 @@ struct Simd {
   static F FromInt(I x) { return _mm512_cvtepi32_ps(x); }
   static I ToInt(F x) { return _mm512_cvtps_epi32(x); }
   static F FromBits(I x) { return _mm512_castsi512_ps(x); }
+  static I Bits(F x) { return _mm512_castps_si512(x); }
 
   static I ZeroBits() { return _mm512_setzero_si512(); }
   static I Set1Bits(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
@@ -67,10 +68,17 @@ struct Simd {
   static I ShiftRightSigned(I x) {
     return _mm512_srai_epi32(x, kBits);
   }
+  // Both 16-bit halves of a lane, signed. MulRound16: (a · b + 2^14) >> 15.
+  static I MulRound16(I a, I b) { return _mm512_mulhrs_epi16(a, b); }
+  static I Min16(I a, I b) { return _mm512_min_epi16(a, b); }
+  static I Max16(I a, I b) { return _mm512_max_epi16(a, b); }
 #ifdef __AVX512VNNI__
+  // Per lane: acc + the two products.
+  static I Dot16(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
   static I Dot(I acc, I u8, I s8) { return _mm512_dpbusd_epi32(acc, u8, s8); }
   static I FinishDot(I acc) { return acc; }
 #else
+  static I Dot16(I acc, I a, I b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
   // 16-bit sums as on AVX2; eight fit.
   static I Dot(I acc, I u8, I s8) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(u8, s8)); }
   static I FinishDot(I acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }

@@ -30,6 +30,7 @@ struct Simd {
   static F FromInt(I x) { return static_cast<float>(static_cast<int32_t>(x)); }
   static I ToInt(F x) { return static_cast<uint32_t>(static_cast<int32_t>(x)); }  // |x| < 2^31
   static F FromBits(I x) { return std::bit_cast<float>(x); }
+  static I Bits(F x) { return std::bit_cast<uint32_t>(x); }
 
   static I ZeroBits() { return 0; }
   static I Set1Bits(uint32_t x) { return x; }
@@ -67,6 +68,33 @@ struct Simd {
   template <int kBits>
   static I ShiftRightSigned(I x) {
     return static_cast<uint32_t>(static_cast<int32_t>(x) >> kBits);
+  }
+  // Both 16-bit halves of a lane, signed. MulRound16: (a · b + 2^14) >> 15.
+  template <typename Operation>
+  static I ForHalves(I a, I b, Operation&& operation) {
+    const auto half = [&](int shift) {
+      const int32_t result = operation(int32_t{static_cast<int16_t>(a >> shift)},
+                                       int32_t{static_cast<int16_t>(b >> shift)});
+      return (static_cast<uint32_t>(result) & 0xffff) << shift;
+    };
+    return half(0) | half(16);
+  }
+  static I MulRound16(I a, I b) {
+    return ForHalves(a, b, [](int32_t x, int32_t y) { return (x * y + (1 << 14)) >> 15; });
+  }
+  static I Min16(I a, I b) {
+    return ForHalves(a, b, [](int32_t x, int32_t y) { return x < y ? x : y; });
+  }
+  static I Max16(I a, I b) {
+    return ForHalves(a, b, [](int32_t x, int32_t y) { return x > y ? x : y; });
+  }
+  // Per lane: acc + the two products.
+  static I Dot16(I acc, I a, I b) {
+    for (int shift = 0; shift < 32; shift += 16) {
+      const int32_t product = static_cast<int16_t>(a >> shift) * static_cast<int16_t>(b >> shift);
+      acc += static_cast<uint32_t>(product);
+    }
+    return acc;
   }
   // Per lane: acc + sum of four products of unsigned and signed bytes, at most eight times before
   // FinishDot.

@@ -6,6 +6,8 @@
 #include "kernels/panel_float-inl.h"
 #include "kernels/panel_int8-inl.h"
 #include "kernels/quantize-inl.h"
+#include "kernels/quantize_formats-inl.h"
+#include "kernels/quantize_int4-inl.h"
 
 namespace lsg {
 namespace {
@@ -25,7 +27,14 @@ constexpr Kernels MakeTable(Isa isa) {
       .f16 = {nullptr, &FloatEntry<F16Weight, 1>},
       .activate = &Activate,
       .quantize_row = &QuantizeRow,
-      .quantize_int4_row = &QuantizeInt4Row,
+      .weights = {.expand = &ExpandRow,
+                  .largest = &LargestOfRow,
+                  .int4 = &QuantizeInt4,
+                  .int8 = &QuantizeInt8,
+                  .mxfp4 = &QuantizeMxfp4,
+                  .nvfp4 = &QuantizeNvfp4,
+                  .fp8 = &QuantizeFp8,
+                  .half = &RoundToHalf},
   };
 }
 

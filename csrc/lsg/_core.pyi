@@ -180,16 +180,40 @@ def unpack_expert(
     the index in it.
     """
 
-def quantize_int4(
-    weight: npt.NDArray[np.uint16], source: Dtype, *, search: bool = True, isa: str = ""
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], float, float]:
-    """Symmetric int4, groups of 32 along K, bf16 scales.
+def convert_expert(
+    spec: LayerSpec,
+    expert: int,
+    gate: Matrix | None,
+    up: Matrix,
+    down: Matrix,
+    gate_up_source: PanelFormat,
+    down_source: PanelFormat,
+    records: npt.NDArray[np.uint8],
+    *,
+    search: bool = True,
+    isa: str = "",
+) -> tuple[list[tuple[int, bytes]], int, list[tuple[float, float] | None]]:
+    """Convert an expert from the sources' formats to the spec's and permute it into `records`, in one pass.
 
-    weight: raw bf16 or f16 bits [N, K], `source` says which. Returns codes uint8 [N, K] (q + 8), scales bf16
-    bits [N, ceil(K / 32)] (of either sign), the squared error and the squared norm of the weight. With
-    `search` each group's scale is the least-squares one over 16 candidates; without, the weight of largest
-    magnitude becomes -8. The same bytes on every processor.
-    Raises CheckpointError for NaN or infinite weights.
+    records: uint8 [num_units, record_bytes], rows may be apart; every byte is written. Returns the expert's
+    share of the expert table as (offset in the layer file, bytes), the checksum of the records in unit order,
+    and of gate, up and down the squared error and squared norm, None for a matrix whose format is the spec's
+    already: it is kept. `search` and the formats that there are: see convert_matrix. Releases the GIL; the
+    same bytes on every processor.
+
+    Raises FormatError when a shape or format does not fit, CheckpointError, beginning with the projection,
+    for a NaN, an infinity, or a number that the spec's format cannot hold.
+    """
+
+def convert_matrix(
+    matrix: Matrix, source: PanelFormat, target: PanelFormat, *, search: bool = True, isa: str = ""
+) -> tuple[Matrix, tuple[float, float] | None]:
+    """Convert one matrix as convert_expert does: the result with its squared error and squared norm.
+
+    Besides the source's own, the targets are: int4 and int8 in groups of 32 with bf16 scales, e4m3 in blocks
+    of 128 × 128 with f32 scales, e2m1 in groups of 32 with e8m0 scales or of 16 with e4m3 scales and a global
+    scale, bf16, f16. With `search`, an int4 or e2m1 group's scale is the one of least squared error among a
+    few neighbouring ones; without, it follows from the largest weight.
     """
 
 def crc32c(data: npt.NDArray[np.uint8] | bytes, crc: int = 0) -> int:

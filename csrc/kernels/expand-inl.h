@@ -1,0 +1,105 @@
+// Stored rows to exact ones: codes of every format as floats, and what multiplies them.
+#pragma once
+
+#include <cstring>
+
+#include "base/float16.h"
+#include "kernels/small_floats-inl.h"
+#include "kernels/weight_kernels.h"
+
+namespace lsg {
+namespace {
+
+inline float ScaleValue(const uint8_t* scales, ScaleDtype dtype, int at) {
+  switch (dtype) {
+    case ScaleDtype::kF32: {
+      float value;
+      std::memcpy(&value, scales + 4 * at, 4);
+      return value;
+    }
+    case ScaleDtype::kF16:
+    case ScaleDtype::kBf16: {
+      uint16_t bits;
+      std::memcpy(&bits, scales + 2 * at, 2);
+      return dtype == ScaleDtype::kF16 ? F16ToF32(bits) : Bf16ToF32(bits);
+    }
+    case ScaleDtype::kFp8E4m3:
+      return E4m3::Value(scales[at]);
+    case ScaleDtype::kE8m0:
+      return E8m0ToF32(scales[at]);
+    case ScaleDtype::kNone:
+      break;
+  }
+  return 1.0f;
+}
+
+constexpr float kE2m1Values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                   -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+
+// load(p) gives the floats of the codes from p on; `offset` is what integers are stored with.
+template <typename Code, typename Load>
+void ExpandCodes(const StoredRow& row, const ExactRow& out, float offset, Load&& load) {
+  const auto* codes = reinterpret_cast<const Code*>(row.codes);
+  for (int chunk = 0; chunk < 2 * out.groups; ++chunk) {
+    const int first = chunk * kFactorGroup;
+    float* values = out.values + first;
+    const int left = row.cols - first;
+    if (left <= 0) {
+      std::memset(values, 0, kFactorGroup * sizeof(float));
+      out.factors[chunk] = 1.0f;
+      continue;
+    }
+    const int group = row.scale_k == 0 ? 0 : first / row.scale_k;
+    const float zero = row.zero_points ? static_cast<float>(row.zero_points[group]) : offset;
+    const float scale = ScaleValue(row.scales, row.scale_dtype, group);
+    // Scales that come with a global one join the codes, 4 bits times 4, so that all stays exact.
+    const bool joins = row.scale_dtype == ScaleDtype::kFp8E4m3;
+    const Simd::F minus = Simd::Set1(zero), times = Simd::Set1(joins ? scale : 1.0f);
+    out.factors[chunk] = joins ? row.global_scale : scale * row.global_scale;
+    Code padded[kFactorGroup] = {};
+    const Code* from = codes + first;
+    if (left < kFactorGroup) {
+      std::memcpy(padded, from, left * sizeof(Code));
+      from = padded;
+    }
+    for (int i = 0; i < kFactorGroup; i += Simd::kLanes) {
+      Simd::Store(values + i, Simd::Mul(Simd::Sub(load(from + i), minus), times));
+    }
+    for (int i = left; i < kFactorGroup; ++i) values[i] = 0.0f;
+  }
+}
+
+void ExpandRow(const StoredRow& row, const ExactRow& out) {
+  switch (row.dtype) {
+    case Dtype::kInt4:
+    case Dtype::kInt8: {
+      const auto plain = [](const uint8_t* p) { return Simd::FromInt(Simd::LoadU8(p)); };
+      if (row.dtype == Dtype::kInt4) return ExpandCodes<uint8_t>(row, out, 8.0f, plain);
+      if (row.zero_points) return ExpandCodes<uint8_t>(row, out, 0.0f, plain);
+      return ExpandCodes<uint8_t>(row, out, 0.0f, [](const uint8_t* p) {
+        return Simd::FromInt(Simd::ShiftRightSigned<24>(Simd::ShiftLeft<24>(Simd::LoadU8(p))));
+      });
+    }
+    case Dtype::kFp8E4m3:
+      return ExpandCodes<uint8_t>(row, out, 0.0f,
+                                  [](const uint8_t* p) { return E4m3::Decode(Simd::LoadU8(p)); });
+    case Dtype::kFp8E5m2:
+      return ExpandCodes<uint8_t>(row, out, 0.0f,
+                                  [](const uint8_t* p) { return E5m2::Decode(Simd::LoadU8(p)); });
+    case Dtype::kFp4E2m1:
+      // Not by Decode: a half would be a subnormal on the way, which some processors are slow with.
+      return ExpandCodes<uint8_t>(row, out, 0.0f, [](const uint8_t* p) {
+        return Simd::Lookup16(kE2m1Values, Simd::LoadU8(p));
+      });
+    case Dtype::kBf16:
+      return ExpandCodes<uint16_t>(row, out, 0.0f, [](const uint16_t* p) {
+        return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(p)));
+      });
+    case Dtype::kF16:
+      return ExpandCodes<uint16_t>(row, out, 0.0f,
+                                   [](const uint16_t* p) { return Simd::LoadF16(p); });
+  }
+}
+
+}  // namespace
+}  // namespace lsg
