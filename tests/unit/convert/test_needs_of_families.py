@@ -13,7 +13,7 @@ from lsg.convert.geometry import MoeGeometry
 from lsg.convert.schedule import make_plan
 from lsg.convert.sources import find_experts
 from lsg.convert.steps import find_needs
-from lsg.convert.targets import make_target
+from lsg.convert.targets import Target
 
 
 @pytest.mark.parametrize(("model", "name"), CASES)
@@ -28,7 +28,7 @@ def test_reading_an_expert_touches_what_it_needs(model, name, tmp_path, monkeypa
 
     with Checkpoint(tmp_path) as checkpoint:
         source = find_experts(checkpoint, MoeGeometry.from_config(checkpoint.config, "config.json"))
-        plan = make_plan(source, make_target("keep", search=False), checkpoint.tensors.values())
+        plan = make_plan(source, Target("keep", search=False), checkpoint.tensors.values())
         # As if every tensor lay in a shard of its own.
         alone = {n: replace(tensor, shard=n) for n, tensor in checkpoint.tensors.items()}
         needs = find_needs(plan, source.tensor_names, alone)

@@ -10,7 +10,7 @@ from lsg.convert.geometry import MoeGeometry
 from lsg.convert.schedule import LayerPlan, Plan, make_plan
 from lsg.convert.sources import find_experts
 from lsg.convert.steps import Needs, all_at_once, find_needs, peak_bytes, shard_by_shard
-from lsg.convert.targets import make_target
+from lsg.convert.targets import Target
 
 SHARDS = ["a", "b", "c", "d", "e"]
 SIZES = {shard: 1 << number for number, shard in enumerate(SHARDS)}
@@ -79,7 +79,7 @@ def test_an_expert_needs_the_shards_of_its_own_tensors(tmp_path):
     with Checkpoint(make_checkpoint(tmp_path, shards=7)) as checkpoint:
         geometry = MoeGeometry.from_config(checkpoint.config, "config.json")
         source = find_experts(checkpoint, geometry)
-        plan = make_plan(source, make_target("bf16", search=False), checkpoint.tensors.values())
+        plan = make_plan(source, Target("bf16", search=False), checkpoint.tensors.values())
         needs = find_needs(plan, source.tensor_names, checkpoint.tensors)
         for (layer, expert), shards in needs.slabs.items():
             prefix = f"model.layers.{layer}.mlp.experts.{expert}."

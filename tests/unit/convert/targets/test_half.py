@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from converting import make_target
 
 from lsg import CheckpointError
 from lsg._core import Dtype, Matrix, PanelFormat, ScaleDtype
-from lsg.convert.targets import make_target
 
 TORCH = {Dtype.BF16: torch.bfloat16, Dtype.F16: torch.float16}
 
