@@ -74,7 +74,7 @@ def recognise_nvfp4(parts: Parts, rows: int, columns: int, _hints: Mapping[str, 
         value = arrays[factor].reshape(())
         with np.errstate(divide="ignore", over="ignore"):
             multiplier = np.float32(1) / value if divides else value
-        if not np.isfinite(multiplier):
+        if not (np.isfinite(value) and np.isfinite(multiplier)):
             msg = f"{factor} is {float(value)}, which cannot scale a weight"
             raise CheckpointError(msg)
         return Decoded(

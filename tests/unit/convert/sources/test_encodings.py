@@ -443,9 +443,9 @@ def test_bytes_that_are_no_numbers_are_refused(find, case, part, bad):
     victim = f"model.layers.0.mlp.experts.1.down_proj.{part}"
     tensors[victim].view(torch.uint8)[2, 1] = bad
     source = find(tensors)
-    source.read(source.layers[0], 0)
+    source.check(source.layers[0], 0)
     with pytest.raises(CheckpointError, match=f"{victim} has NaN or infinite weights"):
-        source.read(source.layers[0], 1)
+        source.check(source.layers[0], 1)
 
 
 @pytest.mark.parametrize("case", ["fp8-128", "fp8-128-bf16", "ct-4-g128", "nvfp4-modelopt"])
@@ -458,14 +458,15 @@ def test_scales_must_be_finite(find, case, bad):
     tensors[scale].view(-1)[0] = bad
     source = find(tensors)
     with pytest.raises(CheckpointError, match=f"{scale} has NaN or infinite weights"):
-        source.read(source.layers[0], 0)
+        source.check(source.layers[0], 0)
 
 
-def test_a_global_scale_of_zero_divides_nothing(find):
+@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
+def test_a_global_scale_that_divides_nothing_is_refused(find, value):
     tensors, _ = experts(compressed_nvfp4, (H, INNER), np.random.default_rng(6))
-    tensors["model.layers.0.mlp.experts.0.gate_proj.weight_global_scale"][0] = 0
+    tensors["model.layers.0.mlp.experts.0.gate_proj.weight_global_scale"][0] = value
     source = find(tensors)
-    with pytest.raises(CheckpointError, match=r"gate_proj.weight_packed: weight_global_scale is 0.0"):
+    with pytest.raises(CheckpointError, match=rf"gate_proj.weight_packed: weight_global_scale is {value}"):
         source.read(source.layers[0], 0)
 
 

@@ -130,6 +130,7 @@ def test_refuses_exactly_the_numbers_that_are_not_finite(source, dtype):
         change(source, edit)
         checkpoint, found = find(source)
         with checkpoint:
+            found.check(found.layers[1], 0)
             return found.read(found.layers[1], 0)
 
     assert make(*extremes).up.codes.shape == (80, 96)
