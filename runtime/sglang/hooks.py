@@ -53,6 +53,10 @@ def around_load_model(original: Callable[..., Any], runner: Any) -> Any:
 
     with _fatal():
         _offload = Offload(directory, runner)
+    if runner.server_args.device == "cpu":
+        from lsg.runtime.sglang import cpu_attention
+
+        cpu_attention.register()
     try:
         result = original(runner)
     finally:
