@@ -76,6 +76,7 @@ bench: build  ## Measure this machine and rewrite the README's tables
 	$(BIN)/python benchmarks/convert.py $(BENCH)
 	$(BIN)/python benchmarks/engine.py $(ENGINE)
 	$(BIN)/python benchmarks/families.py
+	$(BIN)/python benchmarks/served.py
 	$(BIN)/python benchmarks/table.py
 
 wheel: setup  ## dist/*.whl

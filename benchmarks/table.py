@@ -61,7 +61,11 @@ def _block(block: re.Match[str], results: Path) -> str:
     if not files:
         msg = f"{results}: no {name}.json or {name}-*.json; run benchmarks/{name}.py first"
         raise click.ClickException(msg)
-    return block[1] + "\n".join(TABLES[name](json.loads(file.read_text())) for file in files) + block[3]
+    contents = [json.loads(file.read_text()) for file in files]
+    if name == "families":
+        served = [json.loads(file.read_text()) for file in sorted(results.glob("served_*.json"))]
+        contents = [content | {"served": served} for content in contents]
+    return block[1] + "\n".join(TABLES[name](content) for content in contents) + block[3]
 
 
 def _convert(result: dict[str, Any]) -> str:
@@ -144,32 +148,43 @@ def _families(result: dict[str, Any]) -> str:
     rows: dict[str, list[str]] = {}
     for case in result["cases"]:
         rows.setdefault(case["model"], [""] * len(ENCODINGS))
+    served = {
+        (case["model"], case["format"], "S" if run["where"] == "CPU" else "G")
+        for run in result["served"]
+        for case in run["cases"]
+        if case["state"] == "served"
+    }
     for column, encodings in enumerate(ENCODINGS.values()):
         for model, row in rows.items():
             chosen = [c for c in result["cases"] if c["model"] == model and c["encoding"] in encodings]
-            row[column] = _families_cell(chosen)
+            row[column] = _families_cell(chosen, served)
     good = sum(case["computed"] for case in result["cases"])
     what = (
         f"{len(result['cases'])} small checkpoints with the published names and encodings, commit "
         f"{result['commit']}: {good} converted, verified and computed. C: converts with `--experts "
         "keep`; V: every weight is the checkpoint's (bf16 and int4: within their rounding) and every other "
-        "tensor is unchanged; E: the engine computes what the weights give in float64; in brackets: variants."
+        "tensor is unchanged; E: the engine computes what the weights give in float64; S: served by sglang "
+        "on a CPU, G: on a GPU, everything but the experts in BF16, with transformers' log-probabilities; in "
+        "brackets: variants."
     )
+    for run in result["served"]:
+        count = sum(case["state"] == "served" for case in run["cases"])
+        what += f" {run['where']}, sglang {run['sglang']}: {count} served, commit {run['commit']}."
     head = ["model", *ENCODINGS]
     cells = [head, ["---"] * len(head), *([model, *row] for model, row in rows.items())]
     return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
 
 
-def _families_cell(cases: list[dict[str, Any]]) -> str:
-    """Variants that got equally far share a mark; those that did not get all the way are named."""
+def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]]) -> str:
+    """Variants that got equally far share a mark; those that were not computed are named."""
     marks: dict[str, list[str]] = {}
+    steps = (("C", "converted"), ("V", "verified"), ("E", "computed"))
     for case in cases:
-        steps = "".join(
-            mark for mark, key in (("C", "converted"), ("V", "verified"), ("E", "computed")) if case[key]
-        )
-        marks.setdefault(steps or "fails", []).append(case["format"])
+        mark = "".join(letter for letter, key in steps if case[key]) or "fails"
+        mark += "".join(where for where in "SG" if (case["model"], case["format"], where) in served)
+        marks.setdefault(mark, []).append(case["format"])
     return "; ".join(
-        f"CVE ({len(names)})" if mark == "CVE" else f"{mark}: {', '.join(names)}"
+        f"{mark} ({len(names)})" if mark.startswith("CVE") else f"{mark}: {', '.join(names)}"
         for mark, names in marks.items()
     )
 

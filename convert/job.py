@@ -139,7 +139,12 @@ class _Job:
                     self.checkpoint.detach(shard)
                     self.origin.release(shard, work.download)
         resident.write_index(self.plan.resident, work.model)
-        resident.copy_small_files(self.checkpoint.directory, self.small_files, work.model)
+        resident.copy_small_files(
+            self.checkpoint.directory,
+            self.small_files,
+            work.model,
+            quantized=resident.is_quantized(self.plan.resident),
+        )
         return slabs, kept
 
     def catalogue(self, slabs: Slabs, directory: Path) -> manifest.Manifest:

@@ -1,6 +1,7 @@
 """Everything that is not a routed expert: resident tensors and the small files beside them.
 
-Invariant: bytes are copied, never interpreted, in chunks of constant size.
+Invariant: bytes are copied, never interpreted, in chunks of constant size; only a config that describes a
+quantisation which the remaining tensors do not have loses that description.
 """
 
 import json
@@ -20,6 +21,12 @@ _COPIED_SUFFIXES: Final = frozenset(
     {".json", ".jinja", ".py", ".txt", ".model", ".tiktoken", ".vocab", ".spm", ".md"}
 )
 _COPIED_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
+# Item types of a quantised tensor's codes. Plain numbers are wider, indices are I64.
+_CODES: Final = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "I32", "U32"})
+_CONFIG: Final = "config.json"
+# What configs say of quantised weights: a key of config.json, and a file of its own.
+_QUANTIZATION: Final = ("quantization_config", "compression_config")
+_QUANTIZATION_FILES: Final = frozenset({"hf_quant_config.json", "quantize_config.json", "quant_config.json"})
 
 
 def write_part(
@@ -72,11 +79,37 @@ def is_small_file(path: Path) -> bool:
     return wanted and not hidden and not path.name.endswith(".index.json")
 
 
-def copy_small_files(source: Path, names: Sequence[Path], directory: Path) -> None:
-    """Copy them, contents only."""
+def is_quantized(plans: Sequence[ResidentPlan]) -> bool:
+    """Whether a tensor that stays is quantised: then what the configs say of that still holds."""
+    return any(tensor.dtype in _CODES for plan in plans for tensor in plan.tensors)
+
+
+def copy_small_files(source: Path, names: Sequence[Path], directory: Path, *, quantized: bool) -> None:
+    """Copy them, contents only.
+
+    When nothing that stays is quantised, whatever says how weights were is left out: a server that believed
+    it would look for scales that are not there, or refuse the model.
+    """
     for name in names:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, directory / name)
+        if not quantized and name.name in _QUANTIZATION_FILES:
+            continue
+        if not quantized and name == Path(_CONFIG):
+            (directory / name).write_bytes(_without_quantization((source / name).read_bytes()))
+        else:
+            shutil.copyfile(source / name, directory / name)
+
+
+def _without_quantization(text: bytes) -> bytes:
+    """config.json's bytes, as they are when it says nothing of a quantisation."""
+    config = json.loads(text)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if not any(key in part for part in parts for key in _QUANTIZATION):
+        return text
+    for part in parts:
+        for key in _QUANTIZATION:
+            part.pop(key, None)
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _header(plan: ResidentPlan) -> bytes:

@@ -129,8 +129,9 @@ def _cpu_arguments(arguments: Sequence[str]) -> list[str]:
     if option(arguments, ("--device",)) is None:
         added += ["--device", "cpu"]
     if option(arguments, ("--attention-backend",)) is None:
-        # The default, intel_amx, needs AMX and a build of sgl_kernel for it.
-        added += ["--attention-backend", "torch_native"]
+        # Without AMX, or a build of sgl_kernel for it, sglang falls back to torch_native by itself; but when
+        # asked for that, it refuses gpt-oss and gemma-4, which lsg's own torch_native can serve.
+        added += ["--attention-backend", "intel_amx"]
     return added
 
 

@@ -118,6 +118,22 @@ PINS: Final = (
     Pin(
         f"{_MOE}/token_dispatcher/standard.py", "StandardCombineInput", ("hidden_states",), "output of apply"
     ),
+    Pin(
+        "srt/layers/attention/attention_registry.py",
+        "register_attention_backend",
+        ("name",),
+        "adds attention for a CPU",
+        exact=True,
+    ),
+    *(
+        Pin(
+            "srt/layers/attention/torch_native_backend.py",
+            f"TorchNativeAttnBackend._run_sdpa_forward_{phase}",
+            ("query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices", "seq_lens", *more),
+            "overridden: attention for a CPU",
+        )
+        for phase, more in (("extend", ("extend_seq_lens", "causal")), ("decode", ("is_cross_attn",)))
+    ),
     Pin(f"{_MOE}/topk.py", "StandardTopKOutput", ("topk_weights", "topk_ids"), "routing"),
     Pin(
         f"{_MOE}/topk.py", "BypassedTopKOutput.to_standard", ("self", "layer_id"), "routing not yet computed"

@@ -1,7 +1,7 @@
-"""What sglang's attention in plain torch lacks: sinks, capped scores, latent values, pools of sliding windows.
+"""What sglang's attention in plain torch lacks: sinks, capped scores, latent keys, pools of sliding windows.
 
-Invariant: whatever sglang's own `torch_native` backend can compute, it computes; this only adds to it, so that
-on a CPU without AMX the same models can be served (gpt-oss, gemma-4, DeepSeek's) as on one with it.
+Invariant: whatever sglang's own `torch_native` backend can compute, it computes; this only adds to it, so
+that on a CPU without AMX the same models can be served (gpt-oss, gemma-4, DeepSeek's) as on one with it.
 """
 
 from typing import Any, Final
@@ -104,7 +104,7 @@ class TorchAttention(TorchNativeAttnBackend):  # type: ignore[misc]
 
     def _windowed_pool(self, layer_id: int) -> bool:
         """Whether the layer's keys are in a pool of their own, with slots of their own."""
-        return self.use_sliding_window_kv_pool and self.token_to_kv_pool.layers_mapping[layer_id][1]
+        return bool(self.use_sliding_window_kv_pool and self.token_to_kv_pool.layers_mapping[layer_id][1])
 
     def _attend(
         self,

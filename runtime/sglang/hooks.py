@@ -54,6 +54,7 @@ def around_load_model(original: Callable[..., Any], runner: Any) -> Any:
     with _fatal():
         _offload = Offload(directory, runner)
     if runner.server_args.device == "cpu":
+        # No hook: sglang's registry of attention backends is open to everybody.
         from lsg.runtime.sglang import cpu_attention
 
         cpu_attention.register()

@@ -6,6 +6,7 @@ Invariant: the same arguments give the same bytes, in at least two shards that c
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,22 @@ from checkpoints.families.models import MODELS
 from checkpoints.shards import write_shards
 
 _SHARDS = 3
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Routed experts: their tensors as a checkpoint has them, and what they are worth."""
+
+    tensors: Tensors
+    weights: Mapping[ExpertKey, F64]
+    biases: Mapping[ExpertKey, F64]
+
+
+def draw_experts(family: Family, form: Format, rng: np.random.Generator) -> Drawn:
+    """The routed experts of all layers of a family, in one of its formats."""
+    writer = _Writer(family, form, rng)
+    layout = next(layout for name, layout in family.formats.items() if FORMATS[name] is form)
+    return Drawn(writer.experts(layout), writer.weights, writer.biases)
 
 
 def make(path: Path, model: str, format_name: str, seed: int = 0) -> Expected:

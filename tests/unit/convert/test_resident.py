@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lsg.convert import resident
-from lsg.convert.checkpoint import Checkpoint
+from lsg.convert.checkpoint import Checkpoint, Tensor
 from lsg.convert.schedule import plan_resident
 
 
@@ -76,8 +76,36 @@ def test_small_files_are_what_a_model_needs_besides_weights(tmp_path):
         path.write_text(name)
     found = resident.small_files(tmp_path / "in")
     assert [str(path) for path in found] == wanted
-    resident.copy_small_files(tmp_path / "in", found, tmp_path / "out")
+    resident.copy_small_files(tmp_path / "in", found, tmp_path / "out", quantized=True)
     assert {
         str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()
     } == set(wanted)
     assert (tmp_path / "out" / "config.json").read_text() == "config.json"
+
+
+@pytest.mark.parametrize(("dtype", "quantized"), [("F8_E4M3", True), ("I32", True), ("BF16", False)])
+def test_configs_describe_a_quantisation_while_something_has_it(tmp_path, dtype, quantized):
+    tensors = [Tensor("a", "BF16", (2,), "s", 0, 4), Tensor("ids", "I64", (1,), "s", 4, 8)]
+    tensors.append(Tensor("b", dtype, (2,), "s", 12, 2 if dtype == "F8_E4M3" else 8))
+    assert resident.is_quantized(plan_resident(tensors, 10**9)) is quantized
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    config = {
+        "a": "ü",
+        "quantization_config": {"bits": 4},
+        "text_config": {"b": 1, "quantization_config": {}},
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "hf_quant_config.json").write_text("{}")
+    resident.copy_small_files(source, resident.small_files(source), out, quantized=quantized)
+    left = config if quantized else {"a": "ü", "text_config": {"b": 1}}
+    assert json.loads((out / "config.json").read_text()) == left
+    assert (out / "hf_quant_config.json").exists() is quantized
+
+
+def test_a_config_without_quantisation_keeps_its_bytes(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "config.json").write_text('{"a":1.0e5}')
+    resident.copy_small_files(source, resident.small_files(source), out, quantized=False)
+    assert (out / "config.json").read_text() == '{"a":1.0e5}'

@@ -51,14 +51,14 @@ def test_an_ordinary_directory_on_a_gpu_is_stock_sglang():
 
 def test_without_a_gpu_sglang_takes_its_cpu_path():
     started = plan("--port", "1", gpus=0, environ={"PYTHONPATH": "/mine"})
-    assert started.argv[5:] == ["--device", "cpu", "--attention-backend", "torch_native", "--port", "1"]
+    assert started.argv[5:] == ["--device", "cpu", "--attention-backend", "intel_amx", "--port", "1"]
     assert started.environ["SGLANG_USE_CPU_ENGINE"] == "1"
     assert started.environ["PYTHONPATH"] == f"{DIRECTORY}{os.pathsep}/mine"
 
 
 def test_what_the_user_says_about_the_cpu_path_stands():
-    started = plan("--device=cpu", "--attention-backend", "intel_amx", gpus=0)
-    assert started.argv[5:] == ["--device=cpu", "--attention-backend", "intel_amx"]
+    started = plan("--device=cpu", "--attention-backend", "torch_native", gpus=0)
+    assert started.argv[5:] == ["--device=cpu", "--attention-backend", "torch_native"]
     assert plan("--device", "cuda", gpus=0).environ == {}
 
 

@@ -1,0 +1,190 @@
+"""Configurations of small models that sglang and transformers both accept.
+
+Invariant: keys are those of the published config.json, hidden and intermediate size, experts' names and
+layouts those of `checkpoints.families`; a model is served under its published architecture.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from checkpoints.families.family import Family
+from checkpoints.families.models import MODELS as FAMILIES
+
+VOCABULARY: Final = 128
+EXPERTS: Final = 8
+
+
+@dataclass(frozen=True)
+class Servable:
+    """What a family's configuration needs besides the sizes of its experts."""
+
+    # The language model's part of config.json, without what `config` adds from the family.
+    text: Mapping[str, Any]
+    top: Mapping[str, Any] = field(default_factory=dict)
+    layers: int = 3
+    moe_layers: tuple[int, ...] = (1, 2)
+    # The model_type and architecture by which transformers knows it, where it has another name for it; its
+    # tensors' names then start without `prefix`.
+    known_as: tuple[str, str] = ("", "")
+    prefix: str = ""
+    # Of the server; gpt-oss makes its attention's parameters BF16, whatever it is asked for.
+    dtype: str = "float32"
+
+    def config(self, family: Family) -> dict[str, Any]:
+        """The whole config.json, without its quantisation."""
+        keys = family.keys
+        text = {
+            "hidden_size": family.model_hidden or family.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            keys.experts: EXPERTS,
+            keys.intermediate: family.intermediate,
+            keys.top_k: family.top_k,
+            **self.text,
+        }
+        if family.activation_name:
+            text[keys.activation] = family.activation_name
+        if family.latent_key:
+            text[family.latent_key] = family.hidden
+        top = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "bfloat16"}
+        if not family.text_type:
+            return top | text | self.top
+        return top | {"text_config": {"model_type": family.text_type} | text} | self.top
+
+
+_NO_SCALING: Final = {"rope_type": "default", "rope_theta": 10000.0}
+_YARN: Final = {
+    "type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+_DEEPSEEK: Final = {
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "intermediate_size": 256,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "attention_bias": False,
+}
+_LATENT: Final = {
+    "head_dim": 32,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "num_key_value_heads": 4,
+}
+_VISION: Final = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "depth": 1,
+    "patch_size": 14,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+_MROPE: Final = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [12, 10, 10],
+    "mrope_interleaved": True,
+}
+
+MODELS: Final[Mapping[str, Servable]] = {
+    "gpt-oss-120b": Servable(
+        text={
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "swiglu_limit": 7.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+            },
+        },
+        layers=2,
+        moe_layers=(0, 1),
+        dtype="bfloat16",
+    ),
+    "GLM-4.7": Servable(
+        text=_DEEPSEEK | {"use_qk_norm": True, "partial_rotary_factor": 0.5, "rope_scaling": None}
+    ),
+    "GLM-4.7-Flash": Servable(text=_DEEPSEEK | _LATENT | {"routed_scaling_factor": 1.8}),
+    "Kimi-K2.5": Servable(
+        text=_DEEPSEEK
+        | _LATENT
+        | {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "routed_scaling_factor": 2.827,
+            "rope_scaling": _YARN,
+        },
+        top={
+            "vision_config": {
+                "vt_hidden_size": 32,
+                "vt_intermediate_size": 48,
+                "vt_num_attention_heads": 2,
+                "vt_num_hidden_layers": 1,
+                "mm_hidden_size": 32,
+                "text_hidden_size": 448,
+            }
+        },
+        known_as=("deepseek_v3", "DeepseekV3ForCausalLM"),
+        prefix="language_model.",
+    ),
+    "Qwen3-Coder-30B-A3B": Servable(
+        text={
+            "intermediate_size": 256,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+            "rope_scaling": None,
+        },
+        layers=2,
+        moe_layers=(0, 1),
+    ),
+    "Qwen3-VL-30B-A3B": Servable(
+        text={
+            "intermediate_size": 256,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+            "rope_parameters": _MROPE,
+            "rope_scaling": _MROPE,
+        },
+        top={"vision_config": _VISION | {"out_hidden_size": 384}, "tie_word_embeddings": False},
+        layers=2,
+        moe_layers=(0, 1),
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """The family's names and layouts with the number of layers and experts that is served."""
+    servable = MODELS[name]
+    return replace(
+        FAMILIES[name], layers=servable.layers, moe_layers=servable.moe_layers, experts=EXPERTS, drafts=()
+    )
