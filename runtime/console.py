@@ -119,6 +119,16 @@ def _node_name(node: int) -> str:
     return "experts" if node < 0 else f"node {node}"
 
 
+def finding(level: str, topic: str, found: str, why: str, action: str) -> None:
+    """What was found, on stdout; for advice also why it matters and what to do."""
+    stdout = Console(highlight=False, soft_wrap=True)
+    colour = {"good": "green", "advice": "yellow"}.get(level, "dim")
+    stdout.print(Text.assemble((f"{level:<7}", colour), (f"{topic}: ", "bold"), found))
+    for name, text in (("why", why), ("do", action)):
+        if text:
+            stdout.print(Text.assemble((f"{'':7}{name + ':':<5}", "dim"), text))
+
+
 def error(message: object, *, with_traceback: bool, command: str = "lsg-serve") -> None:
     """One red line; the traceback of the exception being handled before it when asked for."""
     if with_traceback:

@@ -12,6 +12,7 @@ import click
 
 _BENCH: Final = {"engine": "lsg.runtime.bench.commands:engine_command"}
 _COMMANDS: Final = {
+    "doctor": "lsg.runtime.doctor_command:doctor_command",
     "inspect": "lsg.convert.model_commands:inspect_command",
     "verify": "lsg.convert.model_commands:verify_command",
 }
