@@ -17,7 +17,7 @@ REQUIREMENTS := import tomllib; \
 	p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]["optional-dependencies"]; \
 	print(*p["build-system"]["requires"], *p["project"]["dependencies"], *x["check"], *x["test"], sep="\n")
 
-.PHONY: help setup build view check format test compat demo bench wheel clean
+.PHONY: help setup build view check format test sanitize compat demo bench wheel clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -59,6 +59,21 @@ format: setup  ## Rewrite the sources as `check` wants them
 
 test: build  ## The whole test suite; `make test PYTEST_ADDOPTS="-m 'not server'"` for the quick part
 	$(BIN)/pytest
+
+# The module runs in an ordinary Python, so the runtime of the sanitizers comes first; Python's own leaks are not ours.
+# ThreadSanitizer sees the thread pool alone, and dislikes randomised addresses.
+SANITIZE := cmake -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLSG_TESTS=ON \
+	-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+RUNTIMES = $(shell for n in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$n.so; done)
+sanitize: setup view  ## The core under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer too
+	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/asan \
+		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" && cmake --build build/asan
+	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/tsan -DCMAKE_CXX_FLAGS=-fsanitize=thread && \
+		cmake --build build/tsan --target test_pool
+	build/asan/tests/cpp/test_pool
+	setarch -R build/tsan/tests/cpp/test_pool
+	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests \
+		$(BIN)/pytest -p sanitized tests/kernels tests/format tests/memory
 
 # Every supported sglang, from its wheel's source; they are downloaded once.
 SGLANG_RELEASES := 15 16 17 18 19 20 21 22 23

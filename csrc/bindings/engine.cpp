@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <exception>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -57,6 +58,21 @@ NodeWorkers Unpinned(int threads) {
     throw CapacityError("an engine needs at least 1 thread, got " + std::to_string(threads));
   }
   return {0, std::vector<std::vector<int>>(threads)};
+}
+
+// As py::gil_scoped_release, but not in a destructor: a daemon thread that comes back while Python
+// exits is unwound from here, which a destructor turns into an abort.
+template <typename Function>
+void WithoutGil(const Function& function) {
+  std::exception_ptr failure;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    function();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  PyEval_RestoreThread(state);
+  if (failure != nullptr) std::rethrow_exception(failure);
 }
 
 template <typename T>
@@ -162,8 +178,7 @@ void BindEngine(py::module_& module) {
                               tokens,
                               top_k,
                               ParseFloatDtype(dtype)};
-            const py::gil_scoped_release release;
-            engine.Forward(layer, batch);
+            WithoutGil([&] { engine.Forward(layer, batch); });
           },
           py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"),
           py::arg("out"), py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
