@@ -1,7 +1,8 @@
 """How fast lsg-convert repacks, beside what this machine's memory and disk allow.
 
-Rates are bytes of the BF16 checkpoint per second of the whole command, its start included. The checkpoint is
-in the page cache, the output goes to the scratch directory's disk; the limits are measured in the same run.
+Rates are bytes of the checkpoint per second of the whole command, its start included; what the start alone
+takes is beside them. The checkpoint is in the page cache, the output goes to the scratch directory's disk;
+the limits are measured in the same run.
 """
 
 import os
@@ -9,22 +10,27 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 import machine
 import numpy as np
+import peer_kt
 import peer_llama
 
+import checkpoints
+from lsg.convert.direct import PreallocatedFile, page_aligned
+
 CHUNK = 8 << 20
+# What is converted, and how.
 RUNS = {
-    "int4": ["--experts", "int4"],
-    "int4 without search": ["--experts", "int4", "--no-search"],
-    "bf16 (lossless)": ["--experts", "bf16"],
+    "bf16 → int4": ("bf16", ["--experts", "int4"]),
+    "bf16 → int4 without search": ("bf16", ["--experts", "int4", "--no-search"]),
+    "bf16 → bf16 (lossless)": ("bf16", ["--experts", "bf16"]),
+    "fp8 → int4": ("fp8", ["--experts", "int4"]),
 }
 
 
@@ -49,6 +55,17 @@ RUNS = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="llama.cpp's program, to be measured beside ours.",
 )
+@click.option(
+    "--kt-convert",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A checkout of ktransformers, whose converter is to be measured beside ours; needs AVX-512.",
+)
+@click.option(
+    "--kt-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path(sys.executable),
+    help="The Python that has kt-kernel, by default this one.",
+)
 @click.option("--save/--no-save", default=True, show_default=True, help="Write benchmarks/results.")
 def main(
     scratch: Path,
@@ -59,35 +76,41 @@ def main(
     repeat: int,
     threads: int,
     llama_quantize: Path | None,
+    kt_convert: Path | None,
+    kt_python: Path,
     save: bool,
 ) -> None:
     """Measure lsg-convert on a synthetic Qwen3-MoE checkpoint."""
     scratch.mkdir(parents=True, exist_ok=True)
     shape = {"layers": layers, "experts": experts, "hidden": hidden, "intermediate": intermediate}
-    checkpoint = _checkpoint(scratch, shape)
-    shards = sorted(checkpoint.glob("*.safetensors"))
-    source_bytes = sum(shard.stat().st_size for shard in shards)
-    click.echo(f"checkpoint {source_bytes / 1e9:.2f} GB, {threads} threads, median of {repeat}")
+    source = checkpoints.bf16(scratch, shape)
+    sources = {"bf16": source, "fp8": checkpoints.fp8(source)}
+    shards = {name: sorted(path.glob("*.safetensors")) for name, path in sources.items()}
+    nbytes = {name: sum(shard.stat().st_size for shard in files) for name, files in shards.items()}
+    click.echo(f"checkpoint {nbytes['bf16'] / 1e9:.2f} GB, {threads} threads, median of {repeat}")
 
-    limits = {"page cache read": [_read_rate(shards, threads) for _ in range(repeat)]}
+    limits = {"page cache read": [_read_rate(shards["bf16"], threads) for _ in range(repeat)]}
+    start = machine.spread([_start_seconds() for _ in range(repeat)])
     runs = {}
-    for name, options in RUNS.items():
-        measured = [_convert(checkpoint, scratch / "out", options, threads) for _ in range(repeat)]
-        runs[name] = {
-            "bytes_per_s": machine.spread([source_bytes / seconds for seconds, _, _ in measured]),
-            "seconds": machine.spread([seconds for seconds, _, _ in measured]),
-            "peak_rss_bytes": max(rss for _, rss, _ in measured),
-            "output_bytes": measured[0][2],
+    for name, (kind, options) in RUNS.items():
+        _read_rate(shards[kind], threads)  # fills the page cache
+        by_threads = {
+            count: [_convert(sources[kind], scratch / "out", options, count) for _ in range(repeat)]
+            for count in sorted({1, threads})
         }
-        rate = runs[name]["bytes_per_s"]["median"]
-        click.echo(f"{name:22} {rate / 1e9:6.2f} GB/s, {runs[name]['peak_rss_bytes'] / 2**20:.0f} MiB")
+        runs[name] = _run(nbytes[kind], by_threads[threads])
+        runs[name]["one_thread_bytes_per_s"] = _run(nbytes[kind], by_threads[1])["bytes_per_s"]
+        _say(name, runs[name])
     if llama_quantize is not None:
-        name = "llama-quantize Q4_0"
-        runs[name] = _peer(llama_quantize, scratch, shape, threads, repeat)
-        click.echo(f"{name:22} {runs[name]['bytes_per_s']['median'] / 1e9:6.2f} GB/s")
+        runs["llama-quantize, bf16 → Q4_0"] = _llama(llama_quantize, scratch, shape, threads, repeat)
+    if kt_convert is not None:
+        measured = [
+            peer_kt.convert(kt_python, kt_convert, source, scratch / "kt", threads) for _ in range(repeat)
+        ]
+        runs["kt-kernel, bf16 → int4"] = _run(nbytes["bf16"], measured)
     # Only now: a child's peak memory starts at its parent's, and this takes a lot.
     limits["memcpy"] = [_memcpy_rate(threads) for _ in range(repeat)]
-    limits["disk write"] = [_write_rate(scratch, source_bytes // 2) for _ in range(repeat)]
+    limits["disk write"] = [_write_rate(scratch, nbytes["bf16"] // 2) for _ in range(repeat)]
     for name, rates in limits.items():
         click.echo(f"{name:22} {machine.spread(rates)['median'] / 1e9:6.2f} GB/s")
     if save:
@@ -95,14 +118,30 @@ def main(
             "convert",
             machine.describe(threads),
             shape=shape,
-            source_bytes=source_bytes,
+            source_bytes=nbytes["bf16"],
+            start_seconds=start,
             limits_bytes_per_s={name: machine.spread(rates) for name, rates in limits.items()},
             runs=runs,
         )
         click.echo(path.relative_to(machine.ROOT))
 
 
-def _peer(program: Path, scratch: Path, shape: dict[str, int], threads: int, repeat: int) -> dict[str, Any]:
+def _run(source_bytes: int, measured: list[tuple[float, int, int]]) -> dict[str, Any]:
+    """A row of the table from seconds, peak RSS and bytes written."""
+    return {
+        "bytes_per_s": machine.spread([source_bytes / seconds for seconds, _, _ in measured]),
+        "seconds": machine.spread([seconds for seconds, _, _ in measured]),
+        "peak_rss_bytes": max(rss for _, rss, _ in measured),
+        "output_bytes": measured[0][2],
+    }
+
+
+def _say(name: str, run: dict[str, Any]) -> None:
+    one, all_ = (run[key]["median"] / 1e9 for key in ("one_thread_bytes_per_s", "bytes_per_s"))
+    click.echo(f"{name:28} {one:6.2f} {all_:6.2f} GB/s, {run['peak_rss_bytes'] / 2**20:.0f} MiB")
+
+
+def _llama(program: Path, scratch: Path, shape: dict[str, int], threads: int, repeat: int) -> dict[str, Any]:
     """llama-quantize's rate on experts of this shape."""
     source = scratch / "experts.gguf"
     try:
@@ -113,32 +152,26 @@ def _peer(program: Path, scratch: Path, shape: dict[str, int], threads: int, rep
         ]
     finally:
         source.unlink(missing_ok=True)
-    return {
-        "bytes_per_s": machine.spread([source_bytes / seconds for seconds, _, _ in measured]),
-        "seconds": machine.spread([seconds for seconds, _, _ in measured]),
-        "peak_rss_bytes": max(rss for _, rss, _ in measured),
-        "output_bytes": measured[0][2],
-    }
+    return _run(source_bytes, measured)
 
 
-def _checkpoint(scratch: Path, shape: dict[str, int]) -> Path:
-    """Make the checkpoint, or take the one an earlier run has left."""
-    path = scratch / ("checkpoint-" + "-".join(str(size) for size in shape.values()))
-    # The generator writes this file last.
-    if not (path / "generation_config.json").exists():
-        options = [f"--{name}={size}" for name, size in shape.items()]
-        generator = machine.ROOT / "tests" / "checkpoints"
-        subprocess.run([sys.executable, generator, path, "--top-k=8", "--shards=4", *options], check=True)
-    return path
+def _start_seconds() -> float:
+    """Seconds until the command can do something: it reads its options and loads what it needs."""
+    began = time.perf_counter()
+    subprocess.run([_program(), "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def _program() -> Path:
+    return Path(sys.executable).parent / "lsg-convert"
 
 
 def _convert(checkpoint: Path, out: Path, options: list[str], threads: int) -> tuple[float, int, int]:
     """Seconds, peak resident bytes of the process, and bytes written, of one run."""
-    program = Path(sys.executable).parent / "lsg-convert"
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     process = subprocess.Popen(
-        [program, checkpoint, out, *options, "--threads", str(threads)], stdout=subprocess.DEVNULL
+        [_program(), checkpoint, out, *options, "--threads", str(threads)], stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
@@ -183,25 +216,22 @@ def _memcpy_rate(threads: int) -> float:
         return threads * size / (time.perf_counter() - began)
 
 
-@contextmanager
-def _temporary(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-        path.unlink()
-
-
 def _write_rate(scratch: Path, size: int) -> float:
-    """Bytes/s of a sequential write, up to and with fsync."""
+    """Bytes/s of two threads writing past the page cache, up to and with the sync."""
+    path = scratch / "write-test"
+    chunk = page_aligned(CHUNK)
     # Random bytes: some disks are faster with zeros than they will ever be with weights.
-    buffer = os.urandom(CHUNK)
-    with _temporary(scratch / "write-test") as fd:
-        began = time.perf_counter()
-        total = sum(os.write(fd, buffer) for _ in range(max(1, size // CHUNK)))
-        os.fsync(fd)
-        return total / (time.perf_counter() - began)
+    chunk[:] = np.frombuffer(os.urandom(CHUNK), np.uint8)
+    size = max(1, size // CHUNK) * CHUNK
+    try:
+        with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+            file = PreallocatedFile(path, size, stack)
+            began = time.perf_counter()
+            list(pool.map(lambda offset: file.write(chunk, offset), range(0, size, CHUNK)))
+            file.sync()
+            return size / (time.perf_counter() - began)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -73,22 +73,25 @@ def _convert(result: dict[str, Any]) -> str:
     rows = []
     for name, run in result["runs"].items():
         written = run["output_bytes"] / run["seconds"]["median"]
+        one = run.get("one_thread_bytes_per_s")
         rows.append(
             [
                 name,
+                _rate(one) if one else "",
                 _rate(run["bytes_per_s"]),
-                _percent(run["bytes_per_s"]["median"], limits["page cache read"]["median"]),
                 f"{written / 1e9:.2f}",
                 _percent(written, limits["disk write"]["median"]),
                 f"{run['peak_rss_bytes'] / 2**20:.0f}",
             ]
         )
-    rows += [[f"limit: {name}", _rate(rate), "", "", "", ""] for name, rate in limits.items()]
-    head = ["`--experts`", "GB/s read", "of page cache", "GB/s written", "of disk", "peak RSS, MiB"]
+    rows += [[f"limit: {name}", "", _rate(rate), "", "", ""] for name, rate in limits.items()]
+    threads = result["machine"]["threads"]
+    head = ["", "1 thread, GB/s read", f"{threads} threads", "GB/s written", "of disk", "peak RSS, MiB"]
     shape = result["shape"]
     what = (
-        f"Checkpoint: {result['source_bytes'] / 1e9:.1f} GB BF16, hidden size {shape['hidden']}, "
-        f"intermediate size {shape['intermediate']}, {shape['experts']} experts a layer."
+        f"Checkpoint: {result['source_bytes'] / 1e9:.1f} GB in BF16, hidden size {shape['hidden']}, "
+        f"intermediate size {shape['intermediate']}, {shape['experts']} experts a layer; in the page cache. "
+        f"The whole command, {result['start_seconds']['median']:.2f} s of start included."
     )
     return _section(result["machine"], what, head, rows)
 

@@ -39,7 +39,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
     "--search/--no-search",
     default=True,
     show_default=True,
-    help="int4: choose each scale for the least squared error, or take it from the largest weight (faster).",
+    help=f"{', '.join(sorted(targets.SEARCHING))}: choose each scale for the least squared error, or take it "
+    "from the largest weight (faster).",
 )
 @click.option(
     "--threads",
