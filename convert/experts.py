@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Final, NamedTuple
 
 from lsg import CheckpointError, LsgError
-from lsg._core import LayerSpec, convert_expert, keep_freed_memory
+from lsg._core import LayerSpec, convert_expert, crc32c, keep_freed_memory
 from lsg.convert.direct import Bytes
 from lsg.convert.journal import Journal, SlabDone
-from lsg.convert.schedule import LayerPlan
+from lsg.convert.schedule import LayerPlan, writing_threads
 from lsg.convert.sources import Source
 from lsg.convert.targets import Target
 from lsg.convert.writer import LayerWriter, SlabBuffer
@@ -29,8 +29,6 @@ Slabs = dict[tuple[int, int], SlabDone]
 COMMIT_SECONDS: Final = 2.0
 # Enough that the threads have work while the main thread waits for the disk.
 _QUEUE: Final = 1024
-# For each thread that converts, so many that write; but no fewer than two, which most disks need to be busy.
-_WRITING_SHARE: Final = 0.5
 
 
 class UnsuitableError(CheckpointError):
@@ -108,7 +106,7 @@ class _Threads:
     def __init__(
         self, threads: int, specs: Sequence[LayerSpec], finished: SimpleQueue[Future[SlabDone]]
     ) -> None:
-        writing = max(2, round(threads * _WRITING_SHARE))
+        writing = writing_threads(threads)
         self._makers = ThreadPoolExecutor(threads, thread_name_prefix="expert")
         self._writers = ThreadPoolExecutor(writing, thread_name_prefix="write")
         self._finished = finished
@@ -202,7 +200,8 @@ def _make_slab(source: Source, target: Target, layer: LayerPlan, expert: int, bu
         source.check(layer.source, expert)
         msg = f"{layer.source.prefix}.{expert}.{error}"
         raise UnsuitableError(msg) from error
-    return _Slab(records, table, SlabDone(layer.source.index, expert, crc, errors))
+    shares = [(offset, len(data), crc32c(data)) for offset, data in table]
+    return _Slab(records, table, SlabDone(layer.source.index, expert, crc, errors, shares))
 
 
 def _write_slab(writer: LayerWriter, expert: int, slab: _Slab) -> SlabDone:

@@ -63,12 +63,16 @@ class Identity(msgspec.Struct, frozen=True, tag="conversion"):
 
 
 class SlabDone(msgspec.Struct, frozen=True, tag="slab"):
-    """An expert that is in its layer file; errors: squared error and norm of gate, up, down."""
+    """An expert that is in its layer file; errors: squared error and norm of gate, up, down.
+
+    table: where in the file its shares of the expert table are: offset, bytes, checksum.
+    """
 
     layer: int
     expert: int
     crc32c: int
     errors: list[tuple[float, float] | None]
+    table: list[tuple[int, int, int]]
 
 
 class ResidentDone(msgspec.Struct, frozen=True, tag="resident"):

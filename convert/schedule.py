@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from lsg._core import LayerSpec
+from lsg._core import Dtype, LayerSpec
 from lsg.convert.checkpoint import Tensor
 from lsg.convert.sources import ExpertLayer, Source
 from lsg.convert.targets import Target
@@ -58,11 +58,29 @@ class Plan:
         return sum(tensor.nbytes for file in self.resident for tensor in file.tensors)
 
     def peak_bytes(self, threads: int) -> int:
-        """Upper estimate of what the experts in flight occupy: source, one byte or two a code, records."""
-        return threads * max(
-            2 * layer.source.expert_bytes + layer.spec.num_units * layer.spec.record_bytes
+        """Upper estimate of what the experts in flight occupy.
+
+        In a thread, what was read and its codes, one or two bytes each: as they come out of the encoding, and
+        in the order of the blob. Besides, the records of every thread that converts or writes.
+        """
+        threads_of_both = threads + writing_threads(threads)
+        return max(
+            threads * (layer.source.expert_bytes + 2 * _code_bytes(layer.source))
+            + threads_of_both * layer.spec.num_units * layer.spec.record_bytes
             for layer in self.layers
         )
+
+
+def writing_threads(threads: int) -> int:
+    """How many threads write what `threads` convert: most disks need two to be busy."""
+    return max(2, threads // 2)
+
+
+def _code_bytes(layer: ExpertLayer) -> int:
+    """Of an expert's codes in the core's matrices: a byte each, two where they are 16-bit floats."""
+    weights = layer.hidden_size * layer.intermediate_size
+    panels = [layer.gate_up] * (2 if layer.gated else 1) + [layer.down]
+    return sum(weights * (2 if panel.dtype in (Dtype.BF16, Dtype.F16) else 1) for panel in panels)
 
 
 def make_plan(source: Source, target: Target, tensors: Iterable[Tensor]) -> Plan:

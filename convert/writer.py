@@ -52,8 +52,14 @@ class LayerWriter:
         for offset, data in entries:
             pwrite_all(self._file.fd, memoryview(data), offset)
 
+    def holds(self, slab: SlabDone) -> bool:
+        """Whether the file has what the journal says of an expert, its share of the table included."""
+        return self.slab_crc32c(slab.expert) == slab.crc32c and all(
+            crc32c(os.pread(self._file.fd, nbytes, offset)) == crc for offset, nbytes, crc in slab.table
+        )
+
     def slab_crc32c(self, expert: int) -> int:
-        """Checksum of what the file holds for an expert."""
+        """Checksum of the records that the file holds for an expert."""
         crc = 0
         for unit in range(self.spec.num_units):
             crc = crc32c(
@@ -83,7 +89,7 @@ def surviving_slabs(
         reread_bytes -= spec.num_units * spec.record_bytes
 
     def intact(slab: SlabDone) -> bool:
-        return writers[slab.layer].slab_crc32c(slab.expert) == slab.crc32c
+        return writers[slab.layer].holds(slab)
 
     if not all(intact(slab) for slab in known[newest:]):
         known = [slab for slab in known if intact(slab)]

@@ -12,8 +12,8 @@ def identity(shards, *, created_by="lsg-convert 1", experts="int4", revision=Non
 A, B = ShardIdentity("a", 1, "2", 3), ShardIdentity("b", 1, "2", 3)
 IDENTITY = identity([A])
 ENTRIES = [
-    SlabDone(0, 0, 123, [(0.1, 1 / 3), None, (1e-300, 2.0)]),
-    SlabDone(0, 1, 456, [None, None, None]),
+    SlabDone(0, 0, 123, [(0.1, 1 / 3), None, (1e-300, 2.0)], [(4096, 8, 7)]),
+    SlabDone(0, 1, 456, [None, None, None], []),
     ResidentDone("model-00001-of-00001.safetensors", "a"),
 ]
 
@@ -101,7 +101,7 @@ def test_says_in_what_two_conversions_differ(other, words):
 def test_a_shard_downloaded_again_takes_back_only_what_came_from_it(tmp_path):
     path = tmp_path / "journal"
     shards_of = {0: "a", 1: "b", 2: "ab"}
-    slabs = [SlabDone(0, expert, 1, [None, None, None]) for expert in shards_of]
+    slabs = [SlabDone(0, expert, 1, [None, None, None], []) for expert in shards_of]
     repaired = ShardIdentity("b", 1, "later", 3)
 
     def current(shards, *append):

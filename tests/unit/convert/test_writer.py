@@ -38,7 +38,7 @@ def done(path):
         assert writer.fresh
         for expert in (2, 0, 3, 1):
             writer.write_slab(expert, records(expert))
-        return [SlabDone(0, expert, crc32c(records(expert).reshape(-1)), []) for expert in range(4)]
+        return [SlabDone(0, expert, crc32c(records(expert).reshape(-1)), [], []) for expert in range(4)]
 
 
 def survivors(path, done, reread_bytes):
@@ -103,6 +103,30 @@ def test_a_share_of_the_table_is_written_where_it_belongs_and_nowhere_else(path)
     np.testing.assert_array_equal(table[64:128], scales[:, 0])
     table[64:128] = 0
     assert not data[4096:].any()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_slab_whose_share_of_the_table_is_damaged_is_done_again(path, damaged):
+    rows = PanelFormat(Dtype.FP8_E4M3, ScaleDtype.F32)
+    spec = LayerSpec(
+        layer_index=0,
+        num_experts=1,
+        hidden_size=64,
+        intermediate_size=32,
+        gated=True,
+        gate_up=rows,
+        down=rows,
+    )
+    share = bytes(range(256))  # 64 row scales
+    slab = np.zeros((spec.num_units, spec.record_bytes), np.uint8)
+    done = SlabDone(0, 0, crc32c(slab.reshape(-1)), [], [(spec.table_offset, len(share), crc32c(share))])
+    with ExitStack() as stack:
+        writer = LayerWriter(path, spec, stack)
+        writer.write_slab(0, slab)
+        writer.write_table([(spec.table_offset, share[:-1] + b"?" if damaged else share)])
+    with ExitStack() as stack:
+        kept = surviving_slabs({0: LayerWriter(path, spec, stack)}, [done], 1)
+    assert list(kept) == ([] if damaged else [(0, 0)])
 
 
 def test_a_whole_file_keeps_its_slabs(path, done):
