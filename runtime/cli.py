@@ -47,6 +47,11 @@ PLUGIN_GROUP = "sglang.srt.plugins"
 @click.option(
     "--spill/--no-spill", default=None, help="Experts that do not fit on their NUMA node may lie on others."
 )
+@click.option(
+    "--hand-over",
+    type=click.Choice(settings.HAND_OVERS),
+    help="How a CUDA graph and the engine take turns; the default was the fastest when measured.",
+)
 @click.option("--hybrid/--no-hybrid", default=None, help="--no-hybrid: exactly stock sglang.")
 @click.option("--check", is_flag=True, help="Verify every checksum first; reads all experts.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -61,6 +66,7 @@ def main(
     power_saving: bool | None,
     load: str | None,
     spill: bool | None,
+    hand_over: str | None,
     hybrid: bool | None,
     check: bool,
     dry_run: bool,
@@ -80,6 +86,7 @@ def main(
             ("LK_POWER_SAVING",): power_saving,
             ("LSG_LOAD", "LVLLM_ENABLE_NUMA_INTERLEAVE", "LK_NUMA_INTERLEAVE"): load,
             ("LSG_SPILL",): spill,
+            ("LSG_HAND_OVER",): hand_over,
             ("LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED"): hybrid,
         }
         chosen = _settings(given, arguments)
@@ -162,7 +169,7 @@ def _say(
             ("load", load_line),
             (
                 "the rest",
-                "sglang, on the CPU" if started.on_cpu else "sglang, on the GPU, without CUDA graphs",
+                "sglang, on the CPU" if started.on_cpu else "sglang, on the GPU",
             ),
             (
                 "engine",

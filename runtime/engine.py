@@ -5,12 +5,14 @@ addresses, so each one's device, dtype, shape and contiguity is checked here fir
 """
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import torch
 
 from lsg import CompatError, LsgError, _core
 from lsg.runtime import console, placement
+from lsg.runtime.hand_over import HandOver
 from lsg.runtime.host import Host
 from lsg.runtime.load import Layer, load_layers
 from lsg.runtime.load_plan import rooms_of
@@ -39,12 +41,15 @@ class ExpertEngine:
             host, threads=settings.threads, process=process, processes=processes, bind=settings.bind
         )
         self._staging: dict[torch.device, _Staging] = {}
+        self._hand_over: HandOver | None = None
         self._core = _core.Engine(
             nodes=self.placement.workers,
             isa=settings.isa,
             activations=settings.activations,
             spin_us=0 if settings.power_saving else SPIN_US,
         )
+        if settings.trace is not None:
+            self._core.trace_to(f"{settings.trace}.{process}")
         logger.info(
             "lsg: process %d of %d, threads: %s; %s, %s activations",
             process + 1,
@@ -80,13 +85,30 @@ class ExpertEngine:
             self.placement.node_units(end - begin),
         )
 
+    def allow_graphs(self, on_failure: Callable[[str], None]) -> None:
+        """Let `forward` be captured in CUDA graphs of the current device.
+
+        on_failure: called in a thread of its own with what went wrong in a computation that a graph asked
+        for; its GPU is kept waiting for two seconds and then gets NaN.
+        """
+        self._hand_over = HandOver(
+            self._core,
+            self._settings.hand_over,
+            hidden_size=max(layer.hidden_size for layer in self.model.manifest.layers),
+            top_k=self.model.manifest.top_k,
+            # Where the caller is a worker, its core is left for it.
+            core=self.placement.cpus[0] if self.placement.caller_works else -1,
+            on_failure=on_failure,
+        )
+        logger.info("lsg: CUDA graphs by %s", self._settings.hand_over)
+
     def forward(
         self, handle: int, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
     ) -> torch.Tensor:
         """Routed experts' output [tokens, H], in hidden's dtype and on its device.
 
         hidden: [tokens, H]; topk_ids, topk_weights: [tokens, top_k], negative ids = no expert. On a GPU the
-        tensors travel through pinned buffers, and the current stream is waited for.
+        tensors travel through pinned buffers, and the current stream is waited for, unless it is capturing.
         """
         if hidden.dtype not in DTYPES:
             msg = f"hidden states are {hidden.dtype}, but experts compute in {', '.join(DTYPES.values())}"
@@ -109,6 +131,16 @@ class ExpertEngine:
             out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
             self._run(handle, hidden.contiguous(), topk_ids.contiguous(), topk_weights.contiguous(), out)
             return out
+        if self._hand_over is not None:
+            if torch.cuda.is_current_stream_capturing():
+                return self._hand_over.submit(
+                    handle,
+                    DTYPES[hidden.dtype],
+                    hidden.contiguous(),
+                    topk_ids.contiguous(),
+                    topk_weights.contiguous(),
+                )
+            self._hand_over.reserve(hidden.shape[0], hidden.shape[1], topk_ids.shape[1])
         staging = self._staging.setdefault(hidden.device, _Staging())
         host_out = staging.fetch(hidden, topk_ids, topk_weights)
         self._run(handle, *staging.inputs, host_out)

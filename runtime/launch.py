@@ -26,13 +26,19 @@ NNODES_OPTIONS = ("--nnodes",)
 # Without --max-total-tokens sglang fills the memory it finds free with KV cache, and touches every page of it
 # before it serves. On a CPU that memory holds the experts, and the touching took 3.6 s per GB.
 CPU_KV_CACHE_BYTES = 4 << 30
-GRAPH_OPTIONS = (
-    "--cuda-graph-backend-decode",
-    "--cuda-graph-backend-prefill",
+# A batch between two captured sizes is padded to the larger one, and a padded row's experts cost as much as
+# any: sizes that a few users make are captured one by one.
+DECODE_GRAPH_SIZES = (
+    *range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), *range(160, 257, 32),
+)  # fmt: skip
+DECODE_GRAPH_OPTIONS = (
+    "--cuda-graph-bs",
+    "--cuda-graph-bs-decode",
     "--cuda-graph-config",
-    "--enable-breakable-cuda-graph",
-    "--enforce-piecewise-cuda-graph",
+    "--cuda-graph-max-bs",
+    "--cuda-graph-max-bs-decode",
 )
+PREFILL_GRAPH_OPTIONS = ("--cuda-graph-backend-prefill", "--enforce-piecewise-cuda-graph")
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def plan(
         if on_cpu and option(arguments, ("--max-total-tokens", "--mem-fraction-static")) is None:
             added += ["--mem-fraction-static", f"{_kv_cache_fraction(host, needed):.3f}"]
         if not on_cpu:
-            added += _graph_switches(arguments)
+            added += _gpu_arguments(arguments)
         child = settings.export(child)
         child.setdefault("OMP_NUM_THREADS", str(_omp_threads(host, threads, processes, on_cpu=on_cpu)))
         plugins = child.get("SGLANG_PLUGINS", "")
@@ -135,14 +141,20 @@ def _cpu_arguments(arguments: Sequence[str]) -> list[str]:
     return added
 
 
-def _graph_switches(arguments: Sequence[str]) -> list[str]:
-    """Switches that turn CUDA graphs off: the engine's part of a layer cannot be captured yet."""
-    for name in GRAPH_OPTIONS:
-        value = option(arguments, (name,))
-        if value is not None and value != "disabled":
-            msg = f"{name}: CUDA graphs around offloaded experts come in a later version of lsg; leave it out"
+def _gpu_arguments(arguments: Sequence[str]) -> list[str]:
+    """What offloaded experts want of sglang on a GPU: decode in CUDA graphs, prefill without.
+
+    A prefill's experts take milliseconds; a graph would save microseconds.
+    """
+    for name in PREFILL_GRAPH_OPTIONS:
+        if option(arguments, (name,)) not in (None, "disabled"):
+            msg = f"{name}: prefill of offloaded experts is not captured in CUDA graphs; leave it out"
             raise CompatError(msg)
-    return ["--disable-decode-cuda-graph", "--disable-prefill-cuda-graph"]
+    # Fused, a shared expert would be one of the routed ones; apart, the GPU computes it meanwhile.
+    added = ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion"]
+    if option(arguments, DECODE_GRAPH_OPTIONS) is None:
+        added += ["--cuda-graph-bs-decode", *map(str, DECODE_GRAPH_SIZES)]
+    return added
 
 
 def _check_memory(model: RepackedModel, host: Host, *, on_cpu: bool) -> int:

@@ -14,6 +14,7 @@ PREFIXES: Final = ("LSG_", "LVLLM_", "LK_")
 ACTIVATIONS: Final = ("int8", "float")
 BINDINGS: Final = {"CPU_CORE": "core", "NUMA_NODE": "node"}
 LOADS: Final = ("auto", "map", "huge")
+HAND_OVERS: Final = ("hostfunc", "memops", "kernels")
 ISAS: Final = ("scalar", "avx2", "avx512", "vnni", "bf16", "amx")
 # LVLLM_MOE_USE_WEIGHT's values, and the lsg-convert option that makes such a directory.
 WEIGHTS: Final = {"INT4": "int4", "TO_DTYPE": "bf16", "KEEP": "keep"}
@@ -27,7 +28,8 @@ class Settings:
     None for the default. weights: the kind of experts the user expects in the directory (a value of WEIGHTS),
     None for any. bind: what a worker is pinned to, "core" or "node". power_saving: workers sleep as soon as
     they have nothing to do. load: how experts come into memory (load_plan.choose). spill: experts that do not
-    fit on their node may lie on others.
+    fit on their node may lie on others. hand_over: how a CUDA graph and the engine take turns. trace: process
+    n records what the engine computes in the file `trace`.n, None for nothing.
     """
 
     isa: str = ""
@@ -39,6 +41,8 @@ class Settings:
     power_saving: bool = False
     load: str = "auto"
     spill: bool = False
+    hand_over: str = "kernels"
+    trace: str | None = None
 
     def export(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment that makes `read` in a child process return these settings."""
@@ -56,6 +60,9 @@ class Settings:
             kept["LSG_LOAD"] = self.load
         if self.spill:
             kept["LSG_SPILL"] = "1"
+        kept["LSG_HAND_OVER"] = self.hand_over
+        if self.trace is not None:
+            kept["LSG_TRACE"] = self.trace
         if not self.hybrid:
             kept["LVLLM_MOE_NUMA_ENABLED"] = "0"
         if self.weights is not None:
@@ -93,6 +100,13 @@ def _threads(name: str, value: str) -> int:
     return int(value)
 
 
+def _path(name: str, value: str) -> str:
+    if not value:
+        msg = f"{name}: empty; it takes the path of a file to write, without the number of the process"
+        raise CompatError(msg)
+    return value
+
+
 @dataclass(frozen=True)
 class _Variable:
     """One accepted name: the field of Settings it sets, and how its value is read; None sets nothing."""
@@ -107,6 +121,8 @@ _ACCEPTED: Final = {
     "LSG_ACTIVATIONS": _Variable("activations", lambda name, value: _one_of(name, value, ACTIVATIONS)),
     "LSG_LOAD": _Variable("load", lambda name, value: _one_of(name, value, LOADS)),
     "LSG_SPILL": _Variable("spill", _switch),
+    "LSG_HAND_OVER": _Variable("hand_over", lambda name, value: _one_of(name, value, HAND_OVERS)),
+    "LSG_TRACE": _Variable("trace", _path),
     "LK_THREADS": _Variable("threads", _threads),
     "LK_THREAD_BINDING": _Variable(
         "bind", lambda name, value: BINDINGS[_one_of(name, value, tuple(BINDINGS))]

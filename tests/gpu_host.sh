@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
-# Builds lsg on an x86-64 GPU host without network and runs what only such a host can: every kernel on AVX-512, VNNI and
-# beyond, the engine's figures, and stock sglang against lsg-serve on a GPU.
+# Builds lsg on an x86-64 GPU host without network and runs what only such a host can.
 #
-#   [BENCH="OPTIONS OF benchmarks/engine.py"] tests/gpu_host.sh [kernels] [bench] [proof]
+#   [BENCH="…"] [WAYS="…"] [OUT=DIR] tests/gpu_host.sh STEP...
+#
+#   kernels    every kernel on AVX-512, VNNI and beyond
+#   bench      the engine's figures; BENCH holds options of benchmarks/engine.py
+#   hand_over  what each way between a CUDA graph and the engine costs
+#   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
+#   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
 #
 # Expects a g++ and a Python with numpy, pybind11, scikit-build-core and torch. Wheels in .whl/ (pytest and what it needs) and a
-# sglang site folder in .gpu/ are unpacked to /tmp/site when they are there.
+# sglang site folder in .gpu/ are unpacked to /tmp/site when they are there. JSON goes to OUT, build/gpu by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 site=/tmp/site
-mkdir -p "$site"
-if [ -f .gpu/site.txz ] && [[ " $* " == *" proof "* ]]; then
+out="${OUT:-build/gpu}"
+read -ra ways <<< "${WAYS:-kernels memops hostfunc}"
+on_a_gpu=(--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3)
+mkdir -p "$site" "$out"
+if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" decode " ]]; then
   tar xJf .gpu/site.txz -C "$site"
   for wheel in .gpu/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 fi
@@ -18,12 +26,36 @@ for wheel in .whl/*.whl; do [ -f "$wheel" ] && python3 -m zipfile -e "$wheel" "$
 export PYTHONPATH=$site HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)"
 python3 -m pip install --quiet --no-build-isolation --no-deps --no-index --upgrade --target "$site" .
+
+hand_over() {
+  # A process for each way: one that hangs its GPU is killed, and the others are still measured.
+  for way in "${ways[@]}"; do
+    timeout -k 5 "${HAND_OVER_SECONDS:-120}" python3 benchmarks/hand_over.py --scratch /tmp --way "$way" \
+      --out "$out/hand_over-$way.json" || echo "$way: failed or killed ($?)"
+  done
+}
+
+decode() {
+  local model=/tmp/lsg-30b
+  [ -f "$model/experts/manifest.json" ] || PYTHONPATH="$site:tests" python3 -m checkpoints.synthetic "$model"
+  local trace=(--trace "$out/timeline.json")
+  for way in "${ways[@]}"; do
+    timeout -k 5 "${DECODE_SECONDS:-300}" python3 -m lsg.cli bench serve "$model" --json "$out/decode-$way.json" \
+      "${trace[@]}" --hand-over "$way" --cuda-graph-bs-decode 1 2 4 8 16 --skip-server-warmup "${on_a_gpu[@]}" ||
+      echo "$way: failed or killed ($?)"
+    trace=()
+  done
+}
+
 for what in "$@"; do
   case $what in
     kernels) python3 -m pytest -q -p no:cacheprovider tests/kernels tests/format ;;
-    # shellcheck disable=SC2086 # BENCH holds options
+    # shellcheck disable=SC2086 # BENCH and PROOF hold options
     bench) python3 benchmarks/engine.py --scratch /tmp/lsg-bench ${BENCH:-} ;;
-    proof) python3 tests/integration/gpu_proof.py --out "${OUT:-build/gpu-proof}" ;;
-    *) echo "unknown step '$what': kernels, bench or proof" >&2; exit 2 ;;
+    hand_over) hand_over ;;
+    # shellcheck disable=SC2086
+    proof) python3 tests/integration/gpu_proof.py --out "$out" ${PROOF:-} ;;
+    decode) decode ;;
+    *) echo "unknown step '$what': kernels, bench, hand_over, proof or decode" >&2; exit 2 ;;
   esac
 done

@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "engine/batch.h"
+
 namespace lsg {
 
 void BindFormat(pybind11::module_& module);
@@ -10,5 +14,9 @@ void BindConvert(pybind11::module_& module);
 void BindKernels(pybind11::module_& module);
 void BindLimits(pybind11::module_& module);
 void BindEngine(pybind11::module_& module);
+void BindHandOver(pybind11::module_& module);
+
+// "f32", "bf16" or "f16". Throws Error.
+FloatDtype ParseFloatDtype(const std::string& name);
 
 }  // namespace lsg

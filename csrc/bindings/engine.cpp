@@ -18,7 +18,6 @@
 namespace py = pybind11;
 
 namespace lsg {
-namespace {
 
 FloatDtype ParseFloatDtype(const std::string& name) {
   if (name == "f32") return FloatDtype::kF32;
@@ -26,6 +25,8 @@ FloatDtype ParseFloatDtype(const std::string& name) {
   if (name == "f16") return FloatDtype::kF16;
   throw Error("dtype must be f32, bf16 or f16, not '" + name + "'");
 }
+
+namespace {
 
 ActivationPrecision ParsePrecision(const std::string& name) {
   if (name == "int8") return ActivationPrecision::kInt8;
@@ -183,6 +184,7 @@ void BindEngine(py::module_& module) {
           py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"),
           py::arg("out"), py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
       .def("int8_inputs", &MoeEngine::Int8Inputs, py::arg("layer"))
+      .def("trace_to", &MoeEngine::TraceTo, py::arg("path"))
       .def_property_readonly("isa", [](const MoeEngine& engine) { return engine.options().isa; })
       .def_property_readonly("threads", &MoeEngine::threads)
       .def_property_readonly("loaded_bytes", &MoeEngine::loaded_bytes)

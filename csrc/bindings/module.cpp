@@ -18,4 +18,5 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   lsg::BindConvert(module);
   lsg::BindLimits(module);
   lsg::BindEngine(module);
+  lsg::BindHandOver(module);
 }

@@ -197,15 +197,10 @@ std::vector<PartResidency> MoeEngine::Residency() const {
 }
 
 void MoeEngine::Forward(int layer_index, const Batch& batch) {
-  if (layer_index < 0 || layer_index >= static_cast<int>(layers_.size())) {
-    throw Error("no layer with handle " + std::to_string(layer_index));
-  }
-  if (!layers_[layer_index]->loaded()) {
-    throw Error("layer " + std::to_string(layer_index) + " was added but not loaded");
-  }
+  const MoeLayer& layer = Layer(layer_index);
   pool_->CheckProcess();
   const std::lock_guard lock(forward_mutex_);
-  const MoeLayer& layer = *layers_[layer_index];
+  const uint64_t begin = trace_ != nullptr ? Trace::Now() : 0;
   const int num_experts = layer.num_experts();
   for (int first = 0; first < batch.tokens; first += kChunkTokens) {
     const int tokens = std::min(kChunkTokens, batch.tokens - first);
@@ -228,6 +223,22 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
     }
     StoreOut(layer, batch, first, tokens);
   }
+  if (trace_ != nullptr) trace_->Record({begin, Trace::Now(), layer_index, batch.tokens});
+}
+
+const MoeLayer& MoeEngine::Layer(int layer) const {
+  if (layer < 0 || layer >= static_cast<int>(layers_.size())) {
+    throw Error("no layer with handle " + std::to_string(layer));
+  }
+  if (!layers_[layer]->loaded()) {
+    throw Error("layer " + std::to_string(layer) + " was added but not loaded");
+  }
+  return *layers_[layer];
+}
+
+void MoeEngine::TraceTo(const std::string& path) {
+  const std::lock_guard lock(forward_mutex_);
+  trace_ = std::make_unique<Trace>(path);
 }
 
 void MoeEngine::LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens) {

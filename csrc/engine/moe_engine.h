@@ -12,31 +12,22 @@
 #include <string>
 #include <vector>
 
+#include "engine/batch.h"
 #include "engine/moe_layer.h"
 #include "engine/routing.h"
 #include "engine/thread_pool.h"
+#include "engine/trace.h"
 #include "memory/loader.h"
 #include "memory/residency.h"
 
 namespace lsg {
 
-enum class FloatDtype { kF32, kBf16, kF16 };
 enum class ActivationPrecision { kInt8, kFloat };
 
 struct EngineOptions {
   PoolOptions pool;
   Isa isa = Isa::kScalar;
   ActivationPrecision activations = ActivationPrecision::kInt8;
-};
-
-struct Batch {
-  const void* hidden;         // [tokens, H]
-  const int32_t* topk_ids;    // [tokens, top_k], negative: none
-  const float* topk_weights;  // [tokens, top_k]
-  void* out;                  // [tokens, H]
-  int tokens;
-  int top_k;
-  FloatDtype dtype;  // of hidden and out
 };
 
 class MoeEngine {
@@ -66,6 +57,9 @@ class MoeEngine {
   // handle.
   bool Int8Inputs(int layer) const { return layers_.at(layer)->int8_gate_up(); }
 
+  // Records every Forward from now on in this file. Throws CapacityError.
+  void TraceTo(const std::string& path);
+
   const EngineOptions& options() const { return options_; }
   int threads() const { return pool_->size(); }
   // Expert bytes of loaded layers.
@@ -76,6 +70,7 @@ class MoeEngine {
   struct Workspace;
   struct NodeWorkspace;
 
+  const MoeLayer& Layer(int layer) const;
   void LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
   // A row for each routed token, its values in its expert's order.
   void GatherInputs(const MoeLayer& layer);
@@ -98,6 +93,7 @@ class MoeEngine {
   std::mutex forward_mutex_;
   std::vector<std::unique_ptr<MoeLayer>> layers_;
   std::unique_ptr<Workspace> workspace_;
+  std::unique_ptr<Trace> trace_;
   size_t loaded_layers_ = 0;
   uint64_t loaded_bytes_ = 0;
   uint64_t locked_bytes_ = 0;

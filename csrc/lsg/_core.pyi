@@ -383,6 +383,8 @@ class Engine:
         """
     def int8_inputs(self, layer: int) -> bool:
         """Whether the layer's inputs are quantised to int8; otherwise its kernels take them as floats."""
+    def trace_to(self, path: str) -> None:
+        """From now on record in this file when each forward ran (layout: csrc/engine/trace.h)."""
     @property
     def isa(self) -> Isa: ...
     @property
@@ -391,6 +393,47 @@ class Engine:
     def loaded_bytes(self) -> int: ...
     @property
     def locked_bytes(self) -> int: ...
+
+class HandOver:
+    """Puts an engine's work into a CUDA stream, captured or not; the GPU waits for the CPU in stream order.
+
+    way: "hostfunc", "memops" or "kernels". tokens, hidden_size, top_k: the largest batch that memory is
+    pinned for. core: where the thread that answers the GPU runs, -1 for anywhere. library: the CUDA driver.
+    Needs a current CUDA context. Calls run one after the other, on whatever streams: they share memory.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        way: str,
+        tokens: int,
+        hidden_size: int,
+        top_k: int,
+        core: int = -1,
+        library: str = "libcuda.so.1",
+    ) -> None: ...
+    def reserve(self, *, tokens: int, hidden_size: int, top_k: int) -> None:
+        """Pin memory for a larger batch. Not while a stream is capturing."""
+    def submit(
+        self,
+        layer: int,
+        *,
+        stream: int,
+        hidden: int,
+        topk_ids: int,
+        topk_weights: int,
+        out: int,
+        tokens: int,
+        top_k: int,
+        hidden_size: int,
+        dtype: str,
+    ) -> None:
+        """Enqueue what Engine.forward does; addresses are the GPU's. Raises LsgError past the reservation."""
+    def wait_for_failure(self) -> str | None:
+        """Wait until a computation has failed and return its error, or None after stop. Releases the GIL."""
+    def stop(self) -> None:
+        """End the waiting."""
 
 class Instruction(enum.Enum):
     """What kernels spend their time in: a register width, or a tile. MADDUBS sums in 16 bits eight times."""

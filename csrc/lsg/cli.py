@@ -10,7 +10,11 @@ from typing import Any, Final
 
 import click
 
-_BENCH: Final = {"engine": "lsg.runtime.bench.commands:engine_command"}
+_BENCH: Final = {
+    "engine": "lsg.runtime.bench.commands:engine_command",
+    "serve": "lsg.runtime.bench.serve:serve_command",
+    "timeline": "lsg.runtime.bench.serve:timeline_command",
+}
 _COMMANDS: Final = {
     "doctor": "lsg.runtime.doctor_command:doctor_command",
     "inspect": "lsg.convert.model_commands:inspect_command",

@@ -1,1 +1,1 @@
-"""How fast this machine computes experts, beside what its memory and its arithmetic units allow."""
+"""What this machine reaches in one layer and in a served model, beside what its parts allow."""

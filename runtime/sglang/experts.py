@@ -6,6 +6,8 @@ CompatError.
 """
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,8 +74,18 @@ class Offload:
         handles = engine.load(
             [method.layer_id for method in self._methods], rank=first.tp_rank, ranks=first.tp_size
         )
+        if not self._on_cpu:
+            engine.allow_graphs(_die)
         for method in self._methods:
             method.attach(engine, handles[method.layer_id])
+
+
+def _die(message: str) -> None:
+    """End this process as sglang ends one that cannot go on: the launcher hears of it and stops all."""
+    sys.stderr.write(f"lsg: {message}\n")
+    sys.stderr.flush()
+    os.kill(os.getppid(), signal.SIGQUIT)
+    os._exit(1)
 
 
 class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
@@ -140,11 +152,6 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
         if self._engine is None:
             msg = f"{self._where}: asked to compute before its experts were mapped"
             raise CompatError(msg)
-        if hidden.is_cuda and torch.cuda.is_current_stream_capturing():
-            msg = (
-                "lsg: CUDA graphs around offloaded experts come in a later version; add --disable-cuda-graph"
-            )
-            raise SystemExit(msg)
         out = self._engine.forward(self._handle, hidden, topk.topk_ids, topk.topk_weights)
         if hidden.is_cuda and self._scale != 1.0:
             # Only on a GPU do sglang's own runners scale the sum; on a CPU the model's code does it.

@@ -2,7 +2,7 @@
 
 Needs neither pytest nor a network. Makes a random checkpoint, repacks it to bf16 and int4, serves the
 original with sglang and both repacks with lsg, one after the other, on the same prompts, and writes
-DIR/gpu_proof.json.
+DIR/gpu_proof.json. Each server is also asked the same 64 requests one after the other and all at once.
 
 Each server is judged by transformers in float32 on the weights it serves (int4: decoded from the layer files)
 and on the tokens it generated itself. In bf16 a near-tie in a router now and then picks another expert, for
@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch  # noqa: E402
-from integration import reference  # noqa: E402
+from integration import concurrency, reference  # noqa: E402
 from integration.repack import convert  # noqa: E402
 from integration.server import lsg_serve, serve  # noqa: E402
 
@@ -34,8 +35,12 @@ SHAPE = {"layers": 6, "hidden": 1024, "intermediate": 384, "experts": 32, "top_k
 # As in the published models; some GPU kernels take no smaller one.
 qwen3_moe.HEAD_DIM = 128
 ON_A_GPU = (
-    "--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3"
+    "--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3 "
+    "--max-total-tokens 32768"
 )
+SERVERS = ("sglang", "lsg_bf16", "lsg_int4", "lsg_bf16_ngram")
+GRAPHS = ["--cuda-graph-bs-decode", *map(str, (1, 2, 3, 4, 8, 16, 32, 64)), "--chunked-prefill-size", "256"]
+NGRAM = ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4"]
 
 
 def main() -> None:
@@ -47,18 +52,20 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="directory for gpu_proof.json and the servers' logs"
     )
+    parser.add_argument("--server", action="append", choices=SERVERS, help="only these")
     options, arguments = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
         arguments = ON_A_GPU.split() + arguments
     with tempfile.TemporaryDirectory() as directory:
-        report = prove(Path(directory), options.out, [*arguments, "--dtype", "bfloat16"])
+        arguments = [*arguments, "--dtype", "bfloat16"]
+        report = prove(Path(directory), options.out, arguments, options.server or SERVERS)
     text = json.dumps(report, indent=1) + "\n"
     (options.out / "gpu_proof.json").write_text(text)
     sys.stdout.write(text)
 
 
-def prove(directory: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
+def prove(directory: Path, out: Path, arguments: list[str], servers: Sequence[str]) -> dict[str, Any]:
     """The report: one entry for each server."""
     checkpoint = qwen3_moe.make_checkpoint(directory / "checkpoint", **SHAPE)
     truth = reference.load(checkpoint)
@@ -68,9 +75,13 @@ def prove(directory: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
         [draw.randrange(reference.FIRST_ORDINARY_TOKEN, vocab_size) for _ in range(PROMPT_TOKENS)]
         for _ in range(PROMPTS)
     ]
+    requests = concurrency.make_prompts(vocab_size, reference.FIRST_ORDINARY_TOKEN)
     stock = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint)]
+    stock += GRAPHS
     bf16 = [*lsg_serve(convert(checkpoint, directory / "bf16", "bf16")), "--activations", "float"]
-    int4 = lsg_serve(convert(checkpoint, directory / "int4", "int4"))
+    bf16 += GRAPHS
+    int4 = [*lsg_serve(convert(checkpoint, directory / "int4", "int4")), *GRAPHS]
+    commands = {"sglang": stock, "lsg_bf16": bf16, "lsg_int4": int4, "lsg_bf16_ngram": [*bf16, *NGRAM]}
     report: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -79,12 +90,18 @@ def prove(directory: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
         "tokens_each": PROMPT_TOKENS + NEW_TOKENS,
     }
     stock_tokens: list[list[int]] = []
-    for name, command in (("sglang", stock), ("lsg_bf16", bf16), ("lsg_int4", int4)):
+    plain: list[concurrency.Answer] = []
+    for name in servers:
+        command = commands[name]
         logging.info("serving with %s", name)
         started = time.monotonic()
         with serve(command, *arguments, log=out / f"gpu_proof_{name}.log") as server:
             start_seconds = time.monotonic() - started
             answers = [server.log_probs(prompt, NEW_TOKENS, vocab_size) for prompt in prompts]
+            alone = concurrency.alone(server, requests)
+            together = concurrency.together(server, requests)
+        if name == "lsg_bf16":
+            plain = alone
         if name == "lsg_int4":
             reference.replace_experts(truth, directory / "int4")
         tokens = [continuation for continuation, _ in answers]
@@ -93,7 +110,16 @@ def prove(directory: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
             "start_seconds": round(start_seconds, 1),
             **deviations(truth, prompts, answers),
             "greedy_tokens_shared_with_sglang": sum(map(shared, stock_tokens, tokens)) / PROMPTS,
+            "together_against_alone": concurrency.compare(together, alone),
+            "graphs": "cuda graph: True" in (out / f"gpu_proof_{name}.log").read_text(errors="replace"),
         }
+        if name == "lsg_bf16_ngram" and plain:
+            report[name]["alone_against_without_speculation"] = concurrency.compare(alone, plain)
+        if name != "sglang" and "sglang" in report:
+            report[name]["no_worse_than_sglang"] = concurrency.no_worse(
+                report[name]["together_against_alone"], report["sglang"]["together_against_alone"]
+            )
+        logging.info("%s: %s", name, report[name])
     return report
 
 

@@ -1,0 +1,132 @@
+"""The GPU's and the engine's work on one line of time: a Chrome trace, idle shares and a picture.
+
+Invariant: an interval counts as GPU work only if the GPU does something of use in it; waiting for the engine
+is idle time.
+"""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from lsg import LsgError
+from lsg.runtime.bench.engine_trace import Events
+
+GPU_CATEGORIES: Final = ("kernel", "gpu_memcpy", "gpu_memset")
+WAITING_KERNELS: Final = ("lsg_receive",)
+ENGINE_PID: Final = "lsg engine"
+GPU_PID: Final = "GPU"
+PICTURE_US: Final = 4000.0
+
+Span = tuple[float, float]
+
+
+def gpu_events(profile: Path) -> list[dict[str, Any]]:
+    """The GPU's events of a torch profile, with `ts` in microseconds since 1970."""
+    opener = gzip.open if profile.suffix == ".gz" else open
+    with opener(profile, "rt") as file:
+        content = json.load(file)
+    base_us = int(content.get("baseTimeNanoseconds", 0)) / 1e3
+    return [
+        {**event, "ts": float(event["ts"]) + base_us}
+        for event in content["traceEvents"]
+        if event.get("ph") == "X" and event.get("cat") in GPU_CATEGORIES
+    ]
+
+
+def merge(gpu: list[dict[str, Any]], engine: Events) -> dict[str, Any]:
+    """A Chrome trace of both, cut to where the GPU was observed. Raises LsgError when nothing was."""
+    if not gpu:
+        msg = "the profile shows no work on the GPU, so there is no timeline to draw"
+        raise LsgError(msg)
+    begin = min(event["ts"] for event in gpu)
+    end = max(event["ts"] + event["dur"] for event in gpu)
+    events = [
+        {
+            "name": event["name"],
+            "ph": "X",
+            "ts": event["ts"] - begin,
+            "dur": event["dur"],
+            "pid": GPU_PID,
+            "tid": f"stream {event.get('args', {}).get('stream', event.get('tid'))}",
+        }
+        for event in gpu
+    ]
+    for row in engine:
+        start_us, stop_us = row["begin_ns"] / 1e3, row["end_ns"] / 1e3
+        if begin <= start_us and stop_us <= end:
+            events.append(
+                {
+                    "name": f"layer {row['layer']}, {row['tokens']} tokens",
+                    "ph": "X",
+                    "ts": start_us - begin,
+                    "dur": stop_us - start_us,
+                    "pid": ENGINE_PID,
+                    "tid": "experts",
+                }
+            )
+    return {"traceEvents": events, "displayTimeUnit": "ns"}
+
+
+def spans(trace: dict[str, Any], pid: str) -> list[Span]:
+    """Where one of the two was at work: disjoint and rising."""
+    found = sorted(
+        (event["ts"], event["ts"] + event["dur"])
+        for event in trace["traceEvents"]
+        if event["pid"] == pid and not event["name"].startswith(WAITING_KERNELS)
+    )
+    merged: list[Span] = []
+    for begin, end in found:
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def idle_shares(trace: dict[str, Any]) -> dict[str, float]:
+    """The share of time, from the first engine event to the last, in which each did nothing."""
+    engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
+    if not engine:
+        msg = "the engine computed nothing while the GPU was observed"
+        raise LsgError(msg)
+    begin, end = engine[0][0], engine[-1][1]
+
+    def idle(found: list[Span]) -> float:
+        busy = sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in found)
+        return 1 - busy / (end - begin)
+
+    both = sorted(engine + gpu)
+    joined: list[Span] = []
+    for start, stop in both:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return {"gpu": idle(gpu), "engine": idle(engine), "both": idle(joined)}
+
+
+def draw(trace: dict[str, Any], path: Path) -> None:
+    """A picture of the middle PICTURE_US microseconds. Raises LsgError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        msg = "a picture of the timeline needs matplotlib: pip install 'lsg[plot]'"
+        raise LsgError(msg) from None
+    engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
+    middle = (engine[0][0] + engine[-1][1]) / 2
+    begin, end = middle - PICTURE_US / 2, middle + PICTURE_US / 2
+    shares = idle_shares(trace)
+    figure = Figure(figsize=(12, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (name, found, colour) in enumerate(
+        ((GPU_PID, gpu, "tab:green"), (ENGINE_PID, engine, "tab:blue"))
+    ):
+        bars = [(start - begin, stop - start) for start, stop in found if stop > begin and start < end]
+        axes.broken_barh(bars, (row - 0.4, 0.8), facecolors=colour)
+        axes.text(0, row + 0.45, f"{name}", va="bottom")
+    axes.set_yticks([])
+    axes.set_xlim(0, PICTURE_US)
+    axes.set_xlabel("µs")
+    axes.set_title(f"idle: GPU {shares['gpu']:.0%}, engine {shares['engine']:.0%}, both {shares['both']:.0%}")
+    figure.savefig(path, dpi=120)
