@@ -6,11 +6,11 @@ trace). Every way's results are first compared with the engine's own, bit for bi
 """
 
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lsg import _core
+from lsg.runtime import host, placement
 from lsg.runtime.bench.shapes import SHAPES, Shape, layer_spec
 from lsg.runtime.bench.synthetic import LayerWriter
 
@@ -53,7 +54,8 @@ JOBS = {
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), help="Only these ways.")
 @click.option("--batch", "batches", multiple=True, type=int, help="Only these numbers of tokens.")
 @click.option("--gpu-us", multiple=True, type=float, help="GPU work of a layer; by default 5 and 40 µs.")
-@click.option("--threads", type=int, help="Threads of the engine; by default 4 fewer than CPUs.")
+@click.option("--threads", type=int, help="Threads of the engine; by default as lsg-serve.")
+@click.option("--spin-us", "spins", multiple=True, type=int, help="How long idle workers spin; 50 and 1000.")
 @click.option("--load", type=click.Choice(["map", "huge"]), default="map", show_default=True)
 @click.option("--replays", default=100, show_default=True, help="Timed replays of a graph.")
 def main(
@@ -64,14 +66,14 @@ def main(
     batches: tuple[int, ...],
     gpu_us: tuple[float, ...],
     threads: int | None,
+    spins: tuple[int, ...],
     load: str,
     replays: int,
 ) -> None:
     """Measure, and print one line for each combination."""
-    cpus = machine.describe(0)["logical_cpus"]
-    threads = threads or max(1, cpus - 4)
+    plan = placement.plan(host.observe(), threads=threads)
     report: dict[str, Any] = {
-        "machine": machine.describe(threads),
+        "machine": machine.describe(plan.threads),
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "layers": LAYERS,
@@ -79,13 +81,21 @@ def main(
     }
     for name in jobs or JOBS:
         job = JOBS[name]
-        with tempfile.TemporaryDirectory(dir=scratch) as directory:
-            bench = Bench(Path(directory), job, threads, load)
-            for batch in batches or ((1,) if job.shape is TINY else (1, 2, 4, 8, 16)):
+        for spin_us, batch in product(
+            spins or (50, 1000), batches or ((1,) if job.shape is TINY else (1, 4, 16))
+        ):
+            with tempfile.TemporaryDirectory(dir=scratch) as directory:
+                bench = Bench(Path(directory), job, plan, load, spin_us)
                 for micros in gpu_us or (5.0, 40.0):
                     filler = Filler(batch, job.shape.hidden_size, micros)
                     for way in ways or WAYS:
-                        run = {"job": name, "batch": batch, "way": way, "gpu_us": filler.us}
+                        run = {
+                            "job": name,
+                            "batch": batch,
+                            "way": way,
+                            "spin_us": spin_us,
+                            "gpu_us": filler.us,
+                        }
                         try:
                             run |= bench.measure(way, batch, filler, replays)
                         except Exception as error:
@@ -103,7 +113,8 @@ def main(
 
 def line(run: dict[str, Any]) -> str:
     """A run in words."""
-    start = f"{run['job']:5} batch {run['batch']:2}, {run['gpu_us']:5.1f} µs of GPU work, {run['way']:8}: "
+    start = f"{run['job']:5} batch {run['batch']:2}, {run['gpu_us']:5.1f} µs of GPU work, {run['way']:8}, "
+    start += f"spin {run['spin_us']:4}: "
     if "error" in run:
         return start + f"failed: {run['error']}"
     return start + (
@@ -141,16 +152,16 @@ class Filler:
 class Bench:
     """An engine over layer files of one job's shape."""
 
-    def __init__(self, directory: Path, job: Job, threads: int, load: str) -> None:
+    def __init__(self, directory: Path, job: Job, plan: placement.Placement, load: str, spin_us: int) -> None:
         self._job = job
         shape = job.shape
         spec = layer_spec(shape, "int4")
         # Cold weights: at least 2 GB of a real shape take turns.
         count = 1 if shape is TINY else -(-2_000_000_000 // spec.file_bytes)
         self._trace = directory / "trace"
-        self._cores = sorted(os.sched_getaffinity(0))[:threads]
-        self._engine = _core.Engine(threads=threads, cores=self._cores)
-        writer = LayerWriter(spec, threads)
+        self._core = plan.cpus[0] if plan.caller_works else -1
+        self._engine = _core.Engine(nodes=plan.workers, spin_us=spin_us)
+        writer = LayerWriter(spec, plan.threads)
         self._handles = []
         for _ in range(count):
             with writer.written(directory / "layer.lsgb") as path:
@@ -170,7 +181,7 @@ class Bench:
             tokens=batch,
             hidden_size=shape.hidden_size,
             top_k=shape.top_k,
-            core=self._cores[0],
+            core=self._core,
         )
         random = np.random.default_rng(0)
         hidden = torch.randn(batch, shape.hidden_size, device="cuda", dtype=torch.bfloat16)

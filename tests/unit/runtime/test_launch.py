@@ -62,9 +62,11 @@ def test_what_the_user_says_about_the_cpu_path_stands():
     assert plan("--device", "cuda", gpus=0).environ == {}
 
 
-def test_offloaded_experts_on_a_gpu_run_without_graphs():
+def test_offloaded_experts_on_a_gpu_decode_in_graphs():
     started = plan("--port", "1", model=Model)
-    assert started.argv[5:] == ["--disable-decode-cuda-graph", "--disable-prefill-cuda-graph", "--port", "1"]
+    sizes = [str(size) for size in launch.DECODE_GRAPH_SIZES]
+    switches = ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion"]
+    assert started.argv[5:] == [*switches, "--cuda-graph-bs-decode", *sizes, "--port", "1"]
     assert started.threads == 12
     assert started.environ["LSG_ACTIVATIONS"] == "int8"
     assert started.environ["OMP_NUM_THREADS"] == "4"
@@ -73,19 +75,29 @@ def test_offloaded_experts_on_a_gpu_run_without_graphs():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--cuda-graph-backend-decode", "full"],
-        ["--cuda-graph-backend-prefill=tc_piecewise"],
-        ["--enforce-piecewise-cuda-graph"],
+        ["--cuda-graph-bs-decode", "1", "2"],
+        ["--cuda-graph-bs", "8"],
+        ["--cuda-graph-max-bs=32"],
+        ["--cuda-graph-max-bs-decode", "32"],
         ["--cuda-graph-config", "{}"],
     ],
 )
-def test_asking_for_graphs_is_refused(arguments):
-    with pytest.raises(CompatError, match="later version"):
+def test_sizes_that_the_user_names_stand(arguments):
+    argv = plan(*arguments, model=Model).argv
+    assert argv[5:] == ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion", *arguments]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--cuda-graph-backend-prefill=tc_piecewise"], ["--enforce-piecewise-cuda-graph"]]
+)
+def test_prefill_in_graphs_is_refused(arguments):
+    with pytest.raises(CompatError, match="prefill of offloaded experts is not captured"):
         plan(*arguments, model=Model)
 
 
-def test_graphs_that_the_user_disabled_are_fine():
-    assert plan("--cuda-graph-backend-decode=disabled", model=Model).argv[-1].endswith("disabled")
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_graphs_that_the_user_disabled_are_fine(phase):
+    assert plan(f"--cuda-graph-backend-{phase}=disabled", model=Model).argv[-1].endswith("disabled")
 
 
 @pytest.mark.parametrize("arguments", [["--tp-size", "2"], ["--tp=2"], ["--pp-size", "2"]])

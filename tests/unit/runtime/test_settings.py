@@ -17,6 +17,8 @@ def test_defaults_and_foreign_variables():
         ({"LK_THREADS": "44"}, Settings(threads=44)),
         ({"LSG_THREADS": "44", "LK_THREADS": "44"}, Settings(threads=44)),
         ({"LSG_ACTIVATIONS": "float"}, Settings(activations="float")),
+        ({"LSG_HAND_OVER": "memops"}, Settings(hand_over="memops")),
+        ({"LSG_TRACE": "/tmp/t"}, Settings(trace="/tmp/t")),
         ({"LVLLM_MOE_NUMA_ENABLED": "0"}, Settings(hybrid=False)),
         ({"LK_MOE_HYBRID_ENABLED": "1"}, Settings(hybrid=True)),
         ({"LVLLM_MOE_USE_WEIGHT": "INT4"}, Settings(weights="int4")),
@@ -48,6 +50,8 @@ def test_every_accepted_name(environ, expected):
         ({"LSG_THREADS": "0"}, ["LSG_THREADS=0", "from 1"]),
         ({"LK_THREADS": "many"}, ["LK_THREADS=many", "from 1"]),
         ({"LSG_ACTIVATIONS": "fp8"}, ["LSG_ACTIVATIONS=fp8", "int8, float"]),
+        ({"LSG_HAND_OVER": "poll"}, ["LSG_HAND_OVER=poll", "hostfunc, memops, kernels"]),
+        ({"LSG_TRACE": ""}, ["LSG_TRACE", "path of a file"]),
         ({"LVLLM_MOE_NUMA_ENABLED": "yes"}, ["LVLLM_MOE_NUMA_ENABLED=yes", "0, 1"]),
         ({"LVLLM_MOE_USE_WEIGHT": "INT8"}, ["INT4, TO_DTYPE, KEEP"]),
         ({"LK_THREAD_BINDING": "SOCKET"}, ["CPU_CORE, NUMA_NODE"]),
@@ -78,6 +82,7 @@ def test_nothing_is_ignored(environ, words):
         Settings(),
         Settings("vnni", 7, "float", hybrid=False, weights="keep", load="huge", spill=True),
         Settings(weights="int4", bind="node", power_saving=True),
+        Settings(weights="int4", hand_over="hostfunc", trace="t"),
     ],
 )
 def test_a_child_process_reads_what_was_exported(chosen):
