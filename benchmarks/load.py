@@ -1,0 +1,231 @@
+"""How fast experts come into memory, beside the rate of this machine's disk, and how fast they then decode.
+
+Loads of both modes take turns with plain O_DIRECT reads of the same files, because disks of shared machines
+change by the minute. Cold means that the files' pages were dropped before, as far as this machine goes: what
+a hypervisor caches makes everybody's disk faster, so only the ratios count.
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import click
+import machine
+import numpy as np
+
+from lsg._core import Engine, LayerFile, LayerSpec, read_bandwidth
+from lsg.runtime.bench.shapes import SHAPES, layer_spec
+from lsg.runtime.bench.synthetic import LayerWriter
+from lsg.runtime.load_plan import found
+
+READERS = 4
+REQUEST_BYTES = 4 << 20
+SHAPE = SHAPES["A"]
+
+
+@click.command()
+@click.option(
+    "--scratch",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=machine.ROOT / "build" / "bench",
+    show_default="build/bench",
+    help="Where the layer files go: on the disk that is to be measured.",
+)
+@click.option("--gb", default=8.0, show_default=True, help="GB of layer files.")
+@click.option("--repeat", default=3, show_default=True, help="Repetitions.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of a decode measurement.")
+@click.option("--save/--no-save", default=True, show_default=True, help="Write benchmarks/results.")
+def main(scratch: Path, gb: float, repeat: int, seconds: float, save: bool) -> None:
+    """Measure loads, cold and warm, in both modes."""
+    facts = machine.describe(os.cpu_count() or 1)
+    spec = layer_spec(SHAPE, "int4")
+    scratch.mkdir(parents=True, exist_ok=True)
+    with layer_files(scratch, spec, gb * 1e9) as files:
+        total = sum(file.stat().st_size for file in files)
+        disk, memory = [], []
+        cases = {name: Case(files, seconds, **how) for name, how in CASES.items()}
+        for _ in range(repeat):
+            for case in cases.values():
+                if case.cold:
+                    disk.append(total / disk_seconds(files))
+                case.run()
+            memory.append(read_bandwidth(facts["threads"], seconds=seconds))
+    limits = {"disk": machine.spread(disk), "memory": machine.spread(memory)}
+    runs = {name: case.result() for name, case in cases.items()}
+    for name, run in runs.items():
+        click.echo(
+            f"{name}: {run['seconds']['median']:.2f} s, {run['bytes_per_s']['median'] / 1e9:.2f} GB/s, "
+            f"{run['peak_share']:.3f} x memory, {100 * run['huge_share']:.0f} % in 2 MiB pages, "
+            f"decode {run['decode_bytes_per_s']['median'] / 1e9:.1f} GB/s"
+        )
+    click.echo(", ".join(f"{name} {limit['median'] / 1e9:.2f} GB/s" for name, limit in limits.items()))
+    if save:
+        shape = {"model": SHAPE.model, "format": "int4", "layers": len(files), "bytes": total}
+        path = machine.save("load", facts, shape=shape, limits_bytes_per_s=limits, runs=runs)
+        click.echo(path.relative_to(machine.ROOT))
+
+
+# small: the page cache holds the files in 4 KiB pages, as on file systems without larger ones.
+CASES: dict[str, dict[str, Any]] = {
+    "map, cold": {"mode": "map", "cold": True},
+    "map, files in the page cache": {"mode": "map", "cold": False},
+    "huge, cold": {"mode": "huge", "cold": True},
+    "map, files in the page cache in 4 KiB pages": {"mode": "map", "cold": False, "small": True},
+    "huge, files in the page cache": {"mode": "huge", "cold": False},
+}
+
+
+class Case:
+    """One way to load the files, repeated."""
+
+    def __init__(
+        self, files: list[Path], seconds: float, *, mode: str, cold: bool, small: bool = False
+    ) -> None:
+        self.cold = cold
+        self._files = [LayerFile(str(file)) for file in files]
+        self._paths, self._mode, self._small, self._decode_seconds = files, mode, small, seconds
+        self._seconds: list[float] = []
+        self._decode: list[float] = []
+        self._peak = 0
+        self._huge = 0.0
+
+    def run(self) -> None:
+        """Prepare the page cache, load, look, decode."""
+        if self.cold or self._small:
+            drop(self._paths)
+        if self._small:
+            cache_in_small_pages(self._paths)
+        elif not self.cold:
+            cache(self._paths)
+        engine = Engine(threads=os.cpu_count() or 1)
+        handles = [engine.add_layer(str(path), load=self._mode, defer=True) for path in self._paths]
+        before = anonymous_bytes()
+        polls = count()
+
+        def look(_: list[tuple[int, int, int]]) -> None:
+            # Counting cached pages takes the time of some hundred loaded megabytes.
+            if next(polls) % 8 == 4:
+                self._peak = max(self._peak, anonymous_bytes() - before + self._cached_bytes())
+
+        began = time.perf_counter()
+        engine.load(look)
+        self._seconds.append(time.perf_counter() - began)
+        self._peak = max(self._peak, anonymous_bytes() - before + self._cached_bytes())
+        nodes = found(engine.residency())
+        self._huge = sum(node.huge_bytes for node in nodes) / sum(node.bytes for node in nodes)
+        self._decode.append(decode_rate(engine, handles, self._files[0].spec, self._decode_seconds))
+
+    def result(self) -> dict[str, Any]:
+        """peak_share: anonymous memory and cached pages of the files together, of the files' size."""
+        total = sum(file.spec.file_bytes for file in self._files)
+        return {
+            "seconds": machine.spread(self._seconds),
+            "bytes_per_s": machine.spread([total / each for each in self._seconds]),
+            "peak_share": self._peak / total,
+            "huge_share": self._huge,
+            "decode_bytes_per_s": machine.spread(self._decode),
+        }
+
+    def _cached_bytes(self) -> int:
+        return sum(file.cached_bytes() for file in self._files)
+
+
+@contextmanager
+def layer_files(scratch: Path, spec: LayerSpec, nbytes: float) -> Iterator[list[Path]]:
+    """Layer files of `nbytes` in all."""
+    writer = LayerWriter(spec, os.cpu_count() or 1)
+    files = [scratch / f"layer-{index:05d}.lsgb" for index in range(max(2, int(nbytes) // spec.file_bytes))]
+    try:
+        for file in files:
+            with writer.written(scratch / "layer.tmp") as path:
+                # The writer takes its file away again.
+                os.link(path, file)
+        yield files
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def drop(files: list[Path]) -> None:
+    """Take the files out of the page cache."""
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cache(files: list[Path]) -> None:
+    """Bring the files into the page cache as a server that maps them does."""
+    engine = Engine(threads=1)
+    for file in files:
+        engine.add_layer(str(file), load="map", defer=True)
+    engine.load()
+
+
+def cache_in_small_pages(files: list[Path]) -> None:
+    """Bring the files into the page cache page by page."""
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            while opened.read(1 << 20):
+                pass
+
+
+def disk_seconds(files: list[Path]) -> float:
+    """Time to read the files once past the page cache, each in order, several requests at a time."""
+    drop(files)
+    requests = iter([(file, at) for file in files for at in range(0, file.stat().st_size, REQUEST_BYTES)])
+    opened = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in files}
+
+    def read() -> None:
+        buffer = mmap.mmap(-1, REQUEST_BYTES)
+        for file, at in requests:
+            os.preadv(opened[file], [buffer], at)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(READERS) as pool:
+        for future in [pool.submit(read) for _ in range(READERS)]:
+            future.result()
+    took = time.perf_counter() - began
+    for descriptor in opened.values():
+        os.close(descriptor)
+    return took
+
+
+def decode_rate(engine: Engine, handles: list[int], spec: LayerSpec, seconds: float) -> float:
+    """Expert bytes a second, one token at a time through the layers in turn."""
+    random = np.random.default_rng(0)
+    hidden = np.full((1, spec.hidden_size), 0x3F80, np.uint16)
+    out, weights = np.empty_like(hidden), np.full((1, SHAPE.top_k), 1 / SHAPE.top_k, np.float32)
+    choices = [random.permutation(spec.num_experts)[: SHAPE.top_k].astype(np.int32)[None] for _ in range(64)]
+    calls = 0
+    began = time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        ids = choices[calls % len(choices)]
+        engine.forward(
+            handles[calls % len(handles)],
+            *(array.ctypes.data for array in (hidden, ids, weights, out)),
+            tokens=1,
+            top_k=SHAPE.top_k,
+            dtype="bf16",
+        )
+        calls += 1
+    return calls * SHAPE.top_k * spec.num_units * spec.record_bytes / elapsed
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is no file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    main()
