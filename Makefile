@@ -90,6 +90,7 @@ demo: build  ## From a checkpoint to an answer: make one, convert it, serve it, 
 bench: build  ## Measure this machine and rewrite the README's tables
 	$(BIN)/python benchmarks/convert.py $(BENCH)
 	$(BIN)/python benchmarks/engine.py $(ENGINE)
+	$(BIN)/python benchmarks/load.py $(BENCH)
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/served.py
 	$(BIN)/python benchmarks/table.py

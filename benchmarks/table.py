@@ -178,6 +178,30 @@ def _families(result: dict[str, Any]) -> str:
     return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
 
 
+def _load(result: dict[str, Any]) -> str:
+    limits = result["limits_bytes_per_s"]
+    rows = [
+        [
+            name,
+            f"{run['seconds']['median']:.2f} s",
+            _rate(run["bytes_per_s"]),
+            _percent(run["bytes_per_s"]["median"], limits["disk"]["median"]) if name.endswith("cold") else "",
+            f"{run['peak_share']:.3f} ×",
+            f"{100 * run['huge_share']:.0f} %",
+            _rate(run["decode_bytes_per_s"], 1),
+        ]
+        for name, run in result["runs"].items()
+    ]
+    rows += [[f"limit: {name}", "", _rate(rate), "", "", "", ""] for name, rate in limits.items()]
+    head = ["`--load`", "time", "GB/s", "of disk", "peak memory", "in 2 MiB pages", "decode, GB/s"]
+    shape = result["shape"]
+    what = (
+        f"{shape['layers']} layers of {shape['model']}'s shape, {shape['format']}, "
+        f"{shape['bytes'] / 1e9:.1f} GB. Peak memory: experts and page cache together, of the files' size."
+    )
+    return _section(result["machine"], what, head, rows)
+
+
 def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]]) -> str:
     """Variants that got equally far share a mark; those that were not computed are named."""
     marks: dict[str, list[str]] = {}
@@ -247,6 +271,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "families": _families,
     "gpu_proof": _gpu_proof,
+    "load": _load,
 }
 
 if __name__ == "__main__":
