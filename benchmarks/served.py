@@ -55,7 +55,8 @@ def main(
     where, context = _context()
     cases = []
     with tempfile.TemporaryDirectory() as scratch:
-        for case in _run_all(context, chosen, jobs, timeout, logs or Path(scratch)):
+        on_a_cpu = where == "CPU"
+        for case in _run_all(context, chosen, jobs, timeout, logs or Path(scratch), on_a_cpu=on_a_cpu):
             cases.append(case)
             click.echo(f"{case['model']:24} {case['format']:22} {case['seconds']:5.0f} s  {_words(case)}")
     cases.sort(key=lambda case: chosen.index((case["model"], case["format"])))
@@ -86,7 +87,7 @@ def _release() -> str:
 
 
 def _run_all(
-    context: BaseContext, cases: list[tuple[str, str]], jobs: int, timeout: int, logs: Path
+    context: BaseContext, cases: list[tuple[str, str]], jobs: int, timeout: int, logs: Path, *, on_a_cpu: bool
 ) -> Iterator[dict[str, Any]]:
     """Results as they come."""
     logs.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,16 @@ def _run_all(
     while waiting or running:
         while waiting and len(running) < jobs:
             case = waiting.pop(0)
+            reason = servable.MODELS[case[0]].not_on_a_cpu
+            if reason and on_a_cpu:
+                yield {
+                    "model": case[0],
+                    "format": case[1],
+                    "seconds": 0.0,
+                    "state": "failed",
+                    "reason": reason,
+                }
+                continue
             receiver, sender = context.Pipe(duplex=False)
             log = logs / f"{case[0]}_{case[1]}.log".replace("/", "-")
             process = context.Process(target=_child, args=(*case, log, sender))  # type: ignore[attr-defined]
@@ -117,11 +128,15 @@ def _run_all(
 
 def _outcome(receiver: Connection, *, late: bool, timeout: int) -> dict[str, Any]:
     if late:
-        return {"state": "failed", "reason": f"not done after {timeout} s"}
+        return _failed(f"not done after {timeout} s")
     try:
         return dict(receiver.recv())
     except EOFError:
-        return {"state": "failed", "reason": "the process died"}
+        return _failed("the process died")
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"state": "failed", "reason": reason}
 
 
 def _child(model: str, form: str, log: Path, sender: Connection) -> None:
@@ -143,7 +158,7 @@ def _prove(model: str, form: str) -> dict[str, Any]:
             verdict = served.prove(model, form, Path(scratch))
     except BaseException as error:
         traceback.print_exc()
-        return {"state": "failed", "reason": _where(error)}
+        return _failed(_where(error))
     return {"state": "served" if verdict.good else "wrong"} | asdict(verdict)
 
 

@@ -7,6 +7,7 @@
 #   bench      the engine's figures; BENCH holds options of benchmarks/engine.py
 #   hand_over  what each way between a CUDA graph and the engine costs
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
+#   served     every model family, eight at a time, about five minutes; FORMATS: how many formats of each
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
 #
 # Expects a g++ and a Python with numpy, pybind11, scikit-build-core and torch. Wheels in .whl/ (pytest and what it needs) and a
@@ -18,7 +19,7 @@ out="${OUT:-build/gpu}"
 read -ra ways <<< "${WAYS:-kernels memops hostfunc}"
 on_a_gpu=(--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3)
 mkdir -p "$site" "$out"
-if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" decode " ]]; then
+if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" served "|" decode " ]]; then
   tar xJf .gpu/site.txz -C "$site"
   for wheel in .gpu/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 fi
@@ -55,7 +56,10 @@ for what in "$@"; do
     hand_over) hand_over ;;
     # shellcheck disable=SC2086
     proof) python3 tests/integration/gpu_proof.py --out "$out" ${PROOF:-} ;;
+    served)
+      python3 benchmarks/served.py --jobs "$(($(nproc) / 2))" --formats "${FORMATS:-1}" --timeout 240 \
+        --logs "$out/served" --out "$out/served_gpu.json" ;;
     decode) decode ;;
-    *) echo "unknown step '$what': kernels, bench, hand_over, proof or decode" >&2; exit 2 ;;
+    *) echo "unknown step '$what': kernels, bench, hand_over, proof, served or decode" >&2; exit 2 ;;
   esac
 done

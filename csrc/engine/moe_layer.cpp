@@ -72,9 +72,11 @@ MoeLayer::MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationS
                 " nodes are to take " + std::to_string(units()));
   }
   if (!spec().gate_up().k_permutation) return;
-  for (int expert = 0; expert < num_experts(); ++expert) {
-    CheckInputOrder(InputOrder(expert), hidden_size(),
-                    memory_.path() + ": expert " + std::to_string(expert));
+  // A layer that is copied has no table before it is loaded; its file has.
+  const uint64_t orders = memory_.parts().back().offset + spec().table_sections().input_order;
+  const auto* order = reinterpret_cast<const uint32_t*>(memory_.file_data(orders));
+  for (int expert = 0; expert < num_experts(); ++expert, order += hidden_size()) {
+    CheckInputOrder(order, hidden_size(), memory_.path() + ": expert " + std::to_string(expert));
   }
 }
 

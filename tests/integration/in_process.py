@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from integration.server import free_port
 
 from lsg.runtime import host, launch, model, settings
 from lsg.runtime.sglang.cpu_standins import DIRECTORY as CPU_STANDINS
 
 QUICK = (
     *("--max-total-tokens", "2048", "--max-running-requests", "8", "--random-seed", "0"),
+    # Models with a recurrent state would fill the GPU with it.
+    *("--max-mamba-cache-size", "16"),
     *("--skip-server-warmup", "--disable-radix-cache", "--skip-tokenizer-init", "--trust-remote-code"),
 )
 
@@ -45,7 +48,8 @@ def log_probs(
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-    runner = _runner(directory, [*QUICK, *arguments])
+    # Ports of processes that start at the same time should not be close.
+    runner = _runner(directory, [*QUICK, "--port", str(free_port()), *arguments])
     requests = []
     for number, prompt in enumerate(prompts):
         request = Req(

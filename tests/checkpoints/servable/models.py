@@ -30,6 +30,8 @@ class Servable:
     prefix: str = ""
     # Of the server; gpt-oss makes its attention's parameters BF16, whatever it is asked for.
     dtype: str = "float32"
+    # Why sglang cannot serve it on a CPU, whatever computes the experts.
+    not_on_a_cpu: str = ""
 
     def config(self, family: Family) -> dict[str, Any]:
         """The whole config.json, without its quantisation."""
@@ -111,6 +113,45 @@ _MROPE: Final = {
     "mrope_interleaved": True,
 }
 
+_GATED_DELTA: Final = {
+    "num_hidden_layers": 4,
+    "full_attention_interval": 4,
+    "layer_types": [*["linear_attention"] * 3, "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
+    "shared_expert_intermediate_size": 128,
+    "intermediate_size": 256,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "partial_rotary_factor": 0.25,
+}
+_NO_DELTA: Final = "sgl_kernel's gated delta rule for CPUs needs AMX"
+_NO_SPARSE: Final = "sglang's sparse attention asks for a CUDA device"
+_SPARSE: Final = {"index_topk": 2048, "index_n_heads": 4, "index_head_dim": 128, "num_experts": EXPERTS}
+_EVERY_OF_FOUR: Final = (0, 1, 2, 3)
+_QWEN_NEXT: Final = Servable(
+    text=_GATED_DELTA | {"rope_scaling": None},
+    layers=4,
+    moe_layers=_EVERY_OF_FOUR,
+    not_on_a_cpu=_NO_DELTA,
+)
+
+
+def _qwen35(hidden: int) -> Servable:
+    rope = _MROPE | {"mrope_section": [4, 2, 2], "partial_rotary_factor": 0.25}
+    return Servable(
+        text=_GATED_DELTA | {"rope_parameters": rope, "rope_scaling": rope},
+        top={"vision_config": _VISION | {"out_hidden_size": hidden}, "tie_word_embeddings": False},
+        layers=4,
+        moe_layers=_EVERY_OF_FOUR,
+        not_on_a_cpu=_NO_DELTA,
+    )
+
+
 MODELS: Final[Mapping[str, Servable]] = {
     "gpt-oss-120b": Servable(
         text={
@@ -178,6 +219,110 @@ MODELS: Final[Mapping[str, Servable]] = {
         top={"vision_config": _VISION | {"out_hidden_size": 384}, "tie_word_embeddings": False},
         layers=2,
         moe_layers=(0, 1),
+    ),
+    "Qwen3-Coder-Next": _QWEN_NEXT,
+    "Qwen3-Next-80B-A3B": _QWEN_NEXT,
+    "Qwen3.5/3.6-35B-A3B": _qwen35(512),
+    "Qwen3.5-122B-A10B": _qwen35(384),
+    "Qwen3.5-397B-A17B": _qwen35(512),
+    "GLM-4.6V": Servable(
+        text=_DEEPSEEK
+        | {
+            "routed_scaling_factor": 1.0,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [8, 4, 4],
+                "partial_rotary_factor": 0.5,
+            },
+        },
+        top={
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "depth": 1,
+                "out_hidden_size": 512,
+            },
+            "tie_word_embeddings": False,
+        },
+    ),
+    "GLM-5": Servable(
+        text=_DEEPSEEK | _LATENT | _SPARSE | {"rope_parameters": _NO_SCALING},
+        not_on_a_cpu=_NO_SPARSE,
+    ),
+    "DeepSeek-V3.2": Servable(
+        text=_DEEPSEEK | _LATENT | _SPARSE | {"n_group": 4, "topk_group": 2, "rope_scaling": _YARN},
+        not_on_a_cpu=_NO_SPARSE,
+    ),
+    "MiniMax-M2.1": Servable(
+        text={
+            "rotary_dim": 32,
+            "scoring_func": "sigmoid",
+            "use_routing_bias": True,
+            "use_qk_norm": True,
+            "qk_norm_type": "per_layer",
+            "shared_intermediate_size": 0,
+        },
+        layers=2,
+        moe_layers=(0, 1),
+        not_on_a_cpu="sglang's normalisation of its queries and keys needs CUDA or AMX",
+    ),
+    "gemma-4-26B-A4B": Servable(
+        text={
+            "intermediate_size": 256,
+            "enable_moe_block": True,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 4,
+            "global_head_dim": 64,
+            "num_global_key_value_heads": 2,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "tie_word_embeddings": True,
+        },
+        top={
+            "audio_config": None,
+            "tie_word_embeddings": True,
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "position_embedding_size": 16,
+            },
+        },
+        layers=2,
+        moe_layers=(0, 1),
+        not_on_a_cpu="sglang leaves out the scale of its router on a CPU without AMX",
+    ),
+    "Nemotron-3-Super-120B": Servable(
+        text={
+            "hybrid_override_pattern": "ME*E",
+            "mamba_hidden_act": "silu",
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 64,
+            "ssm_state_size": 64,
+            "n_groups": 2,
+            "conv_kernel": 4,
+            "expand": 1,
+            "chunk_size": 16,
+            "use_conv_bias": True,
+            "use_mamba_kernels": False,
+            "n_shared_experts": 1,
+            "moe_shared_expert_intermediate_size": 672,
+            "intermediate_size": 256,
+            "norm_topk_prob": True,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 5.0,
+            "layer_norm_epsilon": 1e-5,
+            "rms_norm_eps": 1e-5,
+        },
+        layers=4,
+        moe_layers=(1, 3),
+        not_on_a_cpu="sglang's Mamba-2 kernels are Triton's",
     ),
 }
 
