@@ -81,7 +81,7 @@ def serve_command(
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("png", type=click.Path(dir_okay=False, path_type=Path))
 def timeline_command(trace: Path, png: Path) -> None:
-    """Draw a TRACE that `lsg bench serve --trace` wrote."""
+    """Draw a TRACE that `lsg bench serve --trace` wrote into the file PNG."""
     try:
         timeline.draw(json.loads(trace.read_text()), png)
     except LsgError as error:

@@ -45,11 +45,15 @@ class LayerWriter:
     def written(self, path: Path) -> Iterator[Path]:
         """A file that is there while the caller takes hold of it."""
         try:
-            with path.open("wb") as file:
-                self._write(file.fileno())
+            self.write(path)
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    def write(self, path: Path) -> None:
+        """A file that stays."""
+        with path.open("wb") as file:
+            self._write(file.fileno())
 
     def _write(self, file: int) -> None:
         spec = self._spec

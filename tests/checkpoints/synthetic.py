@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from checkpoints.tokenizer import END_OF_TEXT, IM_END, make_tokenizer, write_tokenizer
-from lsg import _core, manifest
-from lsg._core import Dtype, LayerFile, LayerSpec, Matrix, PanelFormat, ScaleDtype
+from lsg import manifest
+from lsg._core import Dtype, LayerFile, LayerSpec, PanelFormat, ScaleDtype
+from lsg.runtime.bench.synthetic import LayerWriter
 
 # Qwen3-30B-A3B's config.json.
 SHAPE: dict[str, Any] = {
@@ -54,7 +54,6 @@ SHAPE: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 PANEL = PanelFormat(Dtype.INT4, ScaleDtype.BF16, scale_k=32)
-DISTINCT_EXPERTS = 4
 
 
 def make_directory(out: Path, **changes: Any) -> Path:
@@ -105,7 +104,7 @@ def _write_layers(directory: Path, config: dict[str, Any], pool: ThreadPoolExecu
     """All layer files: the first in full, the others its bytes behind headers of their own."""
     specs = [_spec(config, index) for index in range(config["num_hidden_layers"])]
     paths = [directory / manifest.layer_file_name(spec.layer_index) for spec in specs]
-    _write_first(paths[0], specs[0])
+    LayerWriter(specs[0], threads=4).write(paths[0])
     list(pool.map(_copy, [paths[0]] * len(paths), paths[1:], specs[1:]))
     first = LayerFile(str(paths[0]))
     slabs = list(pool.map(first.slab_crc32c, range(config["num_experts"])))
@@ -130,30 +129,6 @@ def _write_layers(directory: Path, config: dict[str, Any], pool: ThreadPoolExecu
         )
         for path, spec in zip(paths, specs, strict=True)
     ]
-
-
-def _write_first(path: Path, spec: LayerSpec) -> None:
-    random = np.random.default_rng(0)
-
-    def matrix(rows: int, columns: int) -> Matrix:
-        values = random.standard_normal((rows, columns), np.float32) / np.float32(columns**0.5)
-        bf16 = (values.view(np.uint32) >> 16).astype(np.uint16)
-        codes, scales, _, _ = _core.quantize_int4(bf16, Dtype.BF16, search=False)
-        return Matrix(codes, scales)
-
-    experts = []
-    for _ in range(min(DISTINCT_EXPERTS, spec.num_experts)):
-        gate, up = (matrix(spec.intermediate_size, spec.hidden_size) for _ in range(2))
-        down = matrix(spec.hidden_size, spec.intermediate_size)
-        experts.append(_core.pack_expert(spec, gate, up, down))
-    padding = bytes(spec.unit_bytes - spec.num_experts * spec.record_bytes)
-    with path.open("wb") as file:
-        file.write(spec.header())
-        for unit in range(spec.num_units):
-            for expert in range(spec.num_experts):
-                file.write(experts[expert % len(experts)][unit].data)
-            file.write(padding)
-        file.write(bytes(spec.table_bytes))
 
 
 def _copy(first: Path, path: Path, spec: LayerSpec) -> None:
