@@ -148,6 +148,7 @@ def _nodes(root: Path) -> tuple[Node, ...]:
         cpus = tuple(parse_list(read(root / "sys/devices/system/cpu/online") or ""))
         meminfo = read(root / "proc/meminfo") or ""
         return (Node(0, cpus, kibibytes(meminfo, "MemTotal"), available_bytes(meminfo)),)
+    reserved = _reserved_bytes(read(root / "proc/zoneinfo") or "")
     nodes = []
     for index in indices:
         own = directory / f"node{index}"
@@ -159,12 +160,28 @@ def _nodes(root: Path) -> tuple[Node, ...]:
                 index=index,
                 cpus=tuple(parse_list(read(own / "cpulist") or "")),
                 memory_bytes=kibibytes(meminfo, "MemTotal"),
-                available_bytes=available_bytes(meminfo),
+                available_bytes=max(0, available_bytes(meminfo) - reserved.get(index, 0)),
                 allowed=index in allowed,
                 distances=tuple(zip(indices, distances, strict=False)),
             )
         )
     return tuple(nodes)
+
+
+def _reserved_bytes(zoneinfo: str) -> dict[int, int]:
+    """What the kernel keeps free on each node, as MemAvailable counts it: the zones' high marks and reserves.
+
+    Memory that is bound to a node and needs more than the rest of it wakes the OOM killer.
+    """
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    reserved: dict[int, int] = {}
+    for node, zone in re.findall(r"^Node (\d+), zone.*\n((?:[ \t].*\n?)*)", zoneinfo, flags=re.MULTILINE):
+        marks = dict(re.findall(r"^\s+(high|managed)\s+(\d+)$", zone, flags=re.MULTILINE))
+        lower = re.search(r"protection: \(([\d, ]+)\)", zone)
+        kept = int(marks.get("high", 0)) + max(map(int, lower[1].split(","))) if lower else 0
+        kept = min(kept, int(marks.get("managed", 0)))
+        reserved[int(node)] = reserved.get(int(node), 0) + kept * page_bytes
+    return reserved
 
 
 def _gpus(root: Path) -> tuple[Gpu, ...]:

@@ -50,6 +50,20 @@ def test_a_cpuset_may_forbid_a_node(tree):
     assert [node.holds_memory for node in topology.observe(tree.root, {0, 2}).nodes] == [False, True]
 
 
+def test_what_the_kernel_keeps_is_not_available(tree):
+    # As Linux 6.1 writes it, shortened. The small zone may be kept whole: its reserve is larger than it is.
+    zones = [("0", "DMA", 49, 3840, "0, 1923, 31923"), ("0", "Normal", 9000, 8 << 18, "0, 0, 0")]
+    text = "".join(
+        f"Node {node}, zone {name:>8}\n  pages free     3840\n        high     {high}\n"
+        f"        managed  {managed}\n        protection: ({protection})\n      nr_free_pages 3840\n"
+        for node, name, high, managed, protection in zones
+    )
+    tree.write("proc/zoneinfo", text)
+    found = topology.observe(tree.root, {0, 2})
+    kept = [8 * GIB - found.node(0).available_bytes, 9 * GIB - found.node(1).available_bytes]
+    assert kept == [(3840 + 9000) * 4096, 0]
+
+
 def test_a_kernel_without_numa_has_one_node(tmp_path):
     tree = Tree(tmp_path)
     tree.write("sys/devices/system/cpu/online", "0-1")
