@@ -5,6 +5,8 @@ PYTHON ?= python3
 WERROR ?= OFF
 # Options for the benchmarks, for example BENCH="--scratch /mnt/nvme"; ENGINE="--shape A" for lsg bench engine.
 BENCH ?=
+# Options for test-numa, for example NUMA="--kernel FILE" or NUMA="--only '8 nodes'".
+NUMA ?=
 ENGINE ?=
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
@@ -17,10 +19,10 @@ REQUIREMENTS := import tomllib; \
 	p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]["optional-dependencies"]; \
 	print(*p["build-system"]["requires"], *p["project"]["dependencies"], *x["check"], *x["test"], sep="\n")
 
-.PHONY: help setup build view check format test sanitize compat demo bench wheel clean
+.PHONY: help setup build view check format test test-numa sanitize compat demo bench wheel clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 11
 
 setup: .venv/.complete  ## The environment .venv: torch, sglang for CPU, build, check and test tools
 
@@ -83,6 +85,9 @@ compat: build  ## Check what lsg uses of sglang against every supported release
 		$(PIP) download -qq --no-deps --only-binary=:all: --python-version 3.11 -d build/sglang/wheels sglang==0.5.$$n && \
 		$(BIN)/python -m zipfile -e build/sglang/wheels/sglang-0.5.$$n-*.whl build/sglang/0.5.$$n; } || true; done
 	SGLANG_SOURCES=build/sglang $(BIN)/pytest tests/compat
+
+test-numa: build wheel  ## NUMA placement in emulated machines: about ten minutes, needs qemu-system-x86 and a kernel
+	$(BIN)/python tests/numa/run.py $(NUMA)
 
 demo: build  ## From a checkpoint to an answer: make one, convert it, serve it, ask it
 	$(BIN)/python tests/demo/demo.py

@@ -246,6 +246,44 @@ def _gpu_proof(result: dict[str, Any]) -> str:
     return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
 
 
+# Scenarios of tests/numa by name.
+NUMA_SCENARIOS = {
+    "doctor": "`lsg doctor` sees the machine",
+    "serve:map": "`--load map`",
+    "serve:huge": "`--load huge`",
+    "reading": "which node's threads read a byte first",
+    "bind:node": "`--bind node`",
+    "cpuset:cores": "container with one node's cores",
+    "cpuset:node": "container with one node's cores and memory",
+    "restart:map": "`--load map` again: nothing is read",
+    "foreign:map": "`--load map`, files cached on a wrong node",
+    "short:map": "`--load map`, memory short on a node",
+    "short:huge": "`--load huge`, memory short on a node",
+    "short:map-spill": "the same with `--spill`, map",
+    "short:huge-spill": "the same with `--spill`, huge",
+}
+
+
+def _numa(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["rows"]:
+        pages = f"{row['pages_right']} of {row['pages_total']}" if row["pages_total"] else ""
+        threads = f"{row['threads_right']} of {row['threads_total']}" if row["threads_total"] else ""
+        equal = {None: "", True: "yes", False: "no"}[row["result_equal"]]
+        outcome = "; ".join(row["faults"]) or row["note"] or "as it should be"
+        scenario = NUMA_SCENARIOS[row["scenario"]]
+        rows.append([row["machine"], scenario, pages, threads, equal, f"{row['seconds']:.0f}", outcome])
+    what = (
+        f"{result['qemu']}, software emulation, Linux {result['kernel']}; the wheel of commit "
+        f"{result['commit']}, {result['model']}. Pages: those of 4 KiB of the experts that are on the node "
+        "they belong to, after the computation. Threads: pinned as planned, and last seen there. Same bits: "
+        "the results are those of the machine with one node."
+    )
+    head = ["machine", "tried", "pages", "threads", "same bits", "s", "outcome"]
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+
+
 def _section(machine: dict[str, Any], what: str, head: list[str], rows: list[list[str]]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {machine['threads']} threads, {machine['isa']}, "
@@ -272,6 +310,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "families": _families,
     "gpu_proof": _gpu_proof,
     "load": _load,
+    "numa": _numa,
 }
 
 if __name__ == "__main__":

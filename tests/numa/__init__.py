@@ -1,0 +1,1 @@
+"""`make test-numa`: NUMA placement, proven in emulated machines."""
