@@ -46,7 +46,9 @@ Isa Detect() {
   const bool f = ebx >> 16 & 1, dq = ebx >> 17 & 1, bw = ebx >> 30 & 1, vl = ebx >> 31 & 1;
   if (!(f && dq && bw && vl && (xcr0 & 0xe6) == 0xe6)) return Isa::kAvx2;
   if (!(ecx >> 11 & 1)) return Isa::kAvx512;
-  const bool amx = (edx >> 22 & 1) && (edx >> 24 & 1) && (edx >> 25 & 1) &&  // bf16, tile, int8
+  const bool vbmi = ecx >> 1 & 1;
+  const bool amx = vbmi && (edx >> 22 & 1) && (edx >> 24 & 1) &&
+                   (edx >> 25 & 1) &&  // bf16, tile, int8
                    (xcr0 & 0x60000) == 0x60000;
   if (subleaves < 1 || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return Isa::kVnni;
   if (!(eax >> 5 & 1)) return Isa::kVnni;

@@ -9,14 +9,14 @@
 
 #include "base/align.h"
 #include "base/error.h"
-#include "base/float16.h"
+#include "engine/workspace.h"
 
 namespace lsg {
 namespace {
 
-// Tokens computed at once: bounds the workspace (about 45 MB for H 2048, I 768, top 8), and is far
-// past the point where an expert's weights are read once for many tokens.
-constexpr int kChunkTokens = 1024;
+// Tokens computed at once: bounds the workspace (about 100 MB for H 2048, I 768, top 8). Each chunk
+// reads and unpacks all weights again.
+constexpr int kChunkTokens = 4096;
 // Up to here a task goes from x to its share of y (one join, partial sums of whole rows); above,
 // the second pass over the activations costs less than the partial sums. On two cores 64 tokens
 // took 32 ms fused and 48 ms in two passes, 512 tokens 221 and 248 ms; the bytes bound what the
@@ -33,128 +33,7 @@ constexpr int kMaxUnitRows = 128;
 constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
 constexpr int kMaxGateUpOutputs = 2 * kMaxUnitRows;
 
-void ToFloat(const void* source, FloatDtype dtype, int64_t offset, int count, float* out) {
-  switch (dtype) {
-    case FloatDtype::kF32:
-      std::memcpy(out, static_cast<const float*>(source) + offset, count * sizeof(float));
-      return;
-    case FloatDtype::kBf16: {
-      const uint16_t* bits = static_cast<const uint16_t*>(source) + offset;
-      for (int i = 0; i < count; ++i) out[i] = Bf16ToF32(bits[i]);
-      return;
-    }
-    case FloatDtype::kF16: {
-      const uint16_t* bits = static_cast<const uint16_t*>(source) + offset;
-      for (int i = 0; i < count; ++i) out[i] = F16ToF32(bits[i]);
-      return;
-    }
-  }
-}
-
-void FromFloat(const float* source, FloatDtype dtype, int64_t offset, int count, void* out) {
-  switch (dtype) {
-    case FloatDtype::kF32:
-      std::memcpy(static_cast<float*>(out) + offset, source, count * sizeof(float));
-      return;
-    case FloatDtype::kBf16: {
-      uint16_t* bits = static_cast<uint16_t*>(out) + offset;
-      for (int i = 0; i < count; ++i) bits[i] = F32ToBf16(source[i]);
-      return;
-    }
-    case FloatDtype::kF16: {
-      uint16_t* bits = static_cast<uint16_t*>(out) + offset;
-      for (int i = 0; i < count; ++i) bits[i] = F32ToF16(source[i]);
-      return;
-    }
-  }
-}
-
-// Memory that grows and is not touched before it is used, so that its pages come from the node of
-// the worker that writes them first.
-template <typename T>
-class Scratch {
- public:
-  void Grow(int64_t size) {
-    if (size <= size_) return;
-    data_.reset(new T[size]);
-    size_ = size;
-  }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-
- private:
-  std::unique_ptr<T[]> data_;
-  int64_t size_ = 0;
-};
-
-// Rows of int8 groups for some number of tokens.
-struct Int8Rows {
-  Scratch<int8_t> codes;
-  Scratch<float> scales;
-  Scratch<int32_t> sums;
-  int k_tiles = 0;
-
-  void Resize(int64_t rows, int tiles) {
-    k_tiles = tiles;
-    codes.Grow(rows * tiles * kTileK);
-    scales.Grow(rows * tiles);
-    sums.Grow(rows * tiles);
-  }
-  Int8Row Row(int64_t row, int tile = 0) const {
-    const int64_t at = row * k_tiles + tile;
-    return {codes.data() + at * kTileK, scales.data() + at, sums.data() + at};
-  }
-  void Quantize(const Kernels& kernels, int64_t row, int tile, const float* x, int tiles) {
-    const int64_t at = row * k_tiles + tile;
-    kernels.quantize_row(x, tiles, codes.data() + at * kTileK, scales.data() + at,
-                         sums.data() + at);
-  }
-};
-
-// dest[t] += source[t] or = 0 for the blocks of `tokens` rows.
-void AddBlocks(const float* source, int source_stride, int tokens, float* dest, int dest_stride) {
-  for (int t = 0; t < tokens; ++t) {
-    for (int n = 0; n < kBlockN; ++n) {
-      dest[int64_t{t} * dest_stride + n] += source[int64_t{t} * source_stride + n];
-    }
-  }
-}
-
-void ClearBlocks(int tokens, float* dest, int dest_stride) {
-  for (int t = 0; t < tokens; ++t) {
-    std::fill_n(dest + int64_t{t} * dest_stride, kBlockN, 0.0f);
-  }
-}
-
 }  // namespace
-
-// What the workers of one node write, and nobody else.
-struct MoeEngine::NodeWorkspace {
-  alignas(64) std::atomic<int> next_task{0};
-  alignas(64) std::atomic<int> next_block{0};
-  Scratch<float> slots;         // [slot][token][out_stride]
-  std::vector<uint8_t> filled;  // [slot][token]
-  Scratch<float> act;           // [routed token][the node's units · unit_rows]
-  Int8Rows act_int8;
-  Scratch<float> sums;  // [piece][token][out_stride]; unused where one piece is everything
-};
-
-struct MoeEngine::Workspace {
-  Routing routing;
-  Scratch<float> hidden;    // [tokens, in_stride]
-  Scratch<float> gathered;  // [routed tokens, in_stride], where inputs have orders
-  Int8Rows hidden_int8;     // rows of `gathered` if there are any, else of `hidden`
-  Scratch<float> out;       // [tokens, out_stride]
-  std::vector<NodeWorkspace> nodes;
-  std::vector<Scratch<float>> spare;  // [worker]
-
-  // Where the sum of one of a node's pieces goes: [tokens, out_stride].
-  float* PieceSum(const MoeLayer& layer, int node, int piece, int tokens) {
-    if (layer.pieces().size() == 1) return out.data();
-    return nodes[node].sums.data() +
-           int64_t{piece - layer.FirstPiece(node)} * tokens * layer.out_stride();
-  }
-};
 
 MoeEngine::MoeEngine(const EngineOptions& options)
     : options_(options),
@@ -162,7 +41,6 @@ MoeEngine::MoeEngine(const EngineOptions& options)
       pool_(ThreadPool::Shared(options.pool)),
       workspace_(std::make_unique<Workspace>()) {
   workspace_->nodes = std::vector<NodeWorkspace>(pool_->num_nodes());
-  workspace_->spare.resize(pool_->size());
 }
 
 MoeEngine::~MoeEngine() = default;
@@ -214,12 +92,12 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
       const int pieces = layer.EndPiece(node) - layer.FirstPiece(node);
       if (layer.pieces().size() > 1) mine.sums.Grow(int64_t{pieces} * tokens * layer.out_stride());
     }
-    LoadHidden(layer, batch, first, tokens);
     const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
     if (tokens <= kFusedTokens && layer.units() * tokens * row_bytes <= kFusedBytes) {
+      LoadHidden(layer, batch, first, tokens);
       Fused(layer, tokens);
     } else {
-      TwoPhase(layer, tokens);
+      Prefill(layer, batch, first, tokens);
     }
     StoreOut(layer, batch, first, tokens);
   }
@@ -457,117 +335,13 @@ void MoeEngine::Down(const MoeLayer& layer, const Panel& panel, const float* con
   }
   alignas(64) int8_t codes[kMaxTokens][kMaxUnitRows];
   float scales[kMaxTokens][kMaxUnitTiles];
-  int32_t sums[kMaxTokens][kMaxUnitTiles];
+  int16_t half_sums[kMaxTokens][2 * kMaxUnitTiles];
   Int8Row x[kMaxTokens];
   for (int t = 0; t < tokens; ++t) {
-    kernels_.quantize_row(act[t], layer.unit_tiles(), codes[t], scales[t], sums[t]);
-    x[t] = {codes[t], scales[t], sums[t]};
+    kernels_.quantize_row(act[t], layer.unit_tiles(), codes[t], scales[t], half_sums[t]);
+    x[t] = {codes[t], scales[t], half_sums[t]};
   }
   layer.down_kernels().int8(panel, x, tokens, y, accumulate);
-}
-
-void MoeEngine::TwoPhase(const MoeLayer& layer, int tokens) {
-  Workspace& ws = *workspace_;
-  const auto& experts = ws.routing.experts;
-  const int num_experts = static_cast<int>(experts.size());
-  const int unit_rows = layer.unit_rows();
-  const int unit_tiles = layer.unit_tiles();
-  const int64_t entries = static_cast<int64_t>(ws.routing.tokens.size());
-  for (int node = 0; node < pool_->num_nodes(); ++node) {
-    const int units = layer.UnitsOf(node).size();
-    ws.nodes[node].act.Grow(entries * units * unit_rows);
-    if (layer.int8_down()) ws.nodes[node].act_int8.Resize(entries, units * unit_tiles);
-  }
-
-  const auto activate = [&](int node, int unit, const ExpertTokens& expert) {
-    NodeWorkspace& mine = ws.nodes[node];
-    const UnitRange units = layer.UnitsOf(node);
-    const int64_t act_stride = int64_t{units.size()} * unit_rows;
-    const int here = unit - units.begin;
-    const Panel panel = layer.GateUpPanel(unit, expert.expert);
-    for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
-      const int count = std::min(kMaxTokens, expert.end - at);
-      float* act[kMaxTokens];
-      for (int t = 0; t < count; ++t)
-        act[t] = mine.act.data() + (at + t) * act_stride + here * unit_rows;
-      GateUp(layer, panel, ws.routing.tokens.data() + at, count, act);
-      if (!layer.int8_down()) continue;
-      for (int t = 0; t < count; ++t) {
-        mine.act_int8.Quantize(kernels_, at + t, here * unit_tiles, act[t], unit_tiles);
-      }
-    }
-  };
-
-  // y[0 … tokens) = one block of outputs of one unit; rows of y are `stride` apart.
-  const auto project_unit = [&](int node, int unit, int block, float* y_rows, int stride) {
-    const NodeWorkspace& mine = ws.nodes[node];
-    const UnitRange units = layer.UnitsOf(node);
-    const int64_t act_stride = int64_t{units.size()} * unit_rows;
-    const int here = unit - units.begin;
-    ClearBlocks(tokens, y_rows, stride);
-    for (const ExpertTokens& expert : experts) {
-      const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
-      const Panel panel = layer.DownPanel(unit, expert.expert, block, block + 1);
-      for (int at = expert.begin; at < expert.end; at += kMaxTokens) {
-        const int count = std::min(kMaxTokens, expert.end - at);
-        float* y[kMaxTokens];
-        Int8Row int8_rows[kMaxTokens];
-        const float* float_rows[kMaxTokens];
-        for (int t = 0; t < count; ++t) {
-          const RoutedToken& routed = ws.routing.tokens[at + t];
-          y[t] = y_rows + int64_t{routed.token} * stride;
-          if (layer.int8_down()) {
-            int8_rows[t] = mine.act_int8.Row(at + t, here * unit_tiles);
-          } else {
-            float_rows[t] = mine.act.data() + (at + t) * act_stride + here * unit_rows;
-          }
-          if (bias != nullptr) {
-            for (int n = 0; n < kBlockN; ++n) y[t][n] += routed.weight * bias[block * kBlockN + n];
-          }
-        }
-        if (layer.int8_down()) {
-          layer.down_kernels().int8(panel, int8_rows, count, y, true);
-        } else {
-          layer.down_kernels().f32(panel, float_rows, count, y, true);
-        }
-      }
-    }
-  };
-
-  // The same for a subtree of units. `spare` holds one block of outputs per level below.
-  const auto project = [&](const auto& self, int node, UnitRange range, int block, float* y,
-                           int stride, float* spare) -> void {
-    if (range.size() == 1) {
-      project_unit(node, range.begin, block, y, stride);
-      return;
-    }
-    float* below = spare + int64_t{tokens} * kBlockN;
-    self(self, node, {range.begin, MiddleOf(range)}, block, y, stride, below);
-    self(self, node, {MiddleOf(range), range.end}, block, spare, kBlockN, below);
-    AddBlocks(spare, kBlockN, tokens, y, stride);
-  };
-
-  const int blocks = layer.out_stride() / kBlockN;
-  const int levels = std::bit_width(static_cast<unsigned>(layer.units()));
-  pool_->Run([&](int worker) {
-    const int node = pool_->NodeOf(worker);
-    NodeWorkspace& mine = ws.nodes[node];
-    const UnitRange units = layer.UnitsOf(node);
-    const int tasks = units.size() * num_experts;
-    for (int task = mine.next_task++; task < tasks; task = mine.next_task++) {
-      activate(node, units.begin + task / num_experts, experts[task % num_experts]);
-    }
-    pool_->SyncNode();
-    Scratch<float>& spare = ws.spare[worker];
-    spare.Grow(int64_t{levels} * tokens * kBlockN);
-    for (int block = mine.next_block++; block < blocks; block = mine.next_block++) {
-      for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
-        float* y = ws.PieceSum(layer, node, piece, tokens) + block * kBlockN;
-        project(project, node, layer.pieces()[piece], block, y, layer.out_stride(), spare.data());
-      }
-    }
-    AddPieces(layer, tokens, worker);
-  });
 }
 
 }  // namespace lsg

@@ -75,10 +75,22 @@ class MoeEngine {
   // A row for each routed token, its values in its expert's order.
   void GatherInputs(const MoeLayer& layer);
   void Fused(const MoeLayer& layer, int tokens);
-  void TwoPhase(const MoeLayer& layer, int tokens);
   void StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens);
   // Run by every worker: out = the sum of all nodes' pieces.
   void AddPieces(const MoeLayer& layer, int tokens, int worker);
+
+  // prefill.cpp
+  void Prefill(const MoeLayer& layer, const Batch& batch, int first, int tokens);
+  void PackHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
+  PackedRows HiddenRow(const MoeLayer& layer, int token) const;
+  // A node's activations of routed tokens [begin, begin + rows), one expert's.
+  PackedRows ActRows(const MoeLayer& layer, int node, int begin, int rows) const;
+  void CollectInputs(const MoeLayer& layer, const uint32_t* order, const RoutedToken* routed,
+                     const PackedRows& x) const;
+  void Activations(const MoeLayer& layer, int node, const ExpertTokens& expert, UnitRange units);
+  // One block of 64 outputs of all tokens, summed over the units of `piece`; out [tokens,
+  // out_stride].
+  void Outputs(const MoeLayer& layer, int node, UnitRange piece, int tokens, int block, float* out);
 
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
   void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,

@@ -36,6 +36,8 @@ class MoeLayer {
   // Whether the panel takes int8 inputs; otherwise they are float.
   bool int8_gate_up() const { return gate_up_.int8 != nullptr; }
   bool int8_down() const { return down_.int8 != nullptr; }
+  const SweepKernels& gate_up_sweep() const { return Sweep(gate_up_); }
+  const SweepKernels& down_sweep() const { return Sweep(down_); }
 
   int num_experts() const { return static_cast<int>(spec().geometry().num_experts); }
   int hidden_size() const { return static_cast<int>(spec().geometry().hidden_size); }
@@ -59,6 +61,12 @@ class MoeLayer {
   Panel GateUpPanel(int unit, int expert) const;
   Panel DownPanel(int unit, int expert, int block_begin, int block_end) const;
 
+  // Bytes of codes of 64 of down's outputs in one record.
+  int64_t DownBlockBytes() const {
+    const PanelSections& s = spec().down_sections();
+    return static_cast<int64_t>(s.codes_bytes) / s.blocks;
+  }
+
   // down_proj's bias for an expert, [out_stride], or null. It does not belong to a slice of I: the
   // rank with unit 0 adds it.
   const float* DownBias(int expert) const;
@@ -67,6 +75,9 @@ class MoeLayer {
   const uint32_t* InputOrder(int expert) const;
 
  private:
+  static const SweepKernels& Sweep(const PanelKernels& kernels) {
+    return kernels.int8 != nullptr ? *kernels.int8_sweep : *kernels.f32_sweep;
+  }
   template <typename T>
   const T* TableAt(uint64_t offset) const {
     return reinterpret_cast<const T*>(memory_.table() + offset);

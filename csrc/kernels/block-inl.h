@@ -13,11 +13,11 @@ namespace {
 constexpr int kParts = kTileN / Simd::kLanes;  // vectors that hold a tile's outputs
 // One record's sections lie one behind the other, so running ahead stays useful to the end of the
 // unit.
-constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchBytes = 4096;
 
 inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kLineBytes) {
-    __builtin_prefetch(codes + kPrefetchBytes + at, 0, 0);
+    __builtin_prefetch(codes + kPrefetchBytes + at, 0, 1);
   }
 }
 
@@ -51,11 +51,12 @@ struct GroupScales {
   alignas(64) float scale[kBlockN];
   alignas(64) float zero_point[kBlockN];
 
-  void Load(const Panel& panel, int block, int group) {
+  // `factor`, a power of two, is what the codes are off by.
+  void Load(const Panel& panel, int block, int group, float factor = 1.0f) {
     const int per_group = kBlockN / panel.scale_rows;
     const int64_t first = (int64_t{block} * panel.scale_groups + group) * per_group;
     for (int n = 0; n < kBlockN; n += Simd::kLanes) {
-      const Simd::F global = Simd::Set1(panel.global_scale[n / 32]);
+      const Simd::F global = Simd::Set1(panel.global_scale[n / 32] * factor);
       const Simd::F value =
           panel.scale_rows == 1 ? Vector(panel, first + n) : Shared(panel, first + n / 32);
       Simd::Store(scale + n, Simd::Mul(value, global));
@@ -63,8 +64,9 @@ struct GroupScales {
   }
 
   // Integer codes are stored with an offset: their zero point, or `otherwise` (8 for int4) in
-  // panels without, which then need it once.
-  void LoadZeroPoints(const Panel& panel, int block, int group, float otherwise) {
+  // panels without, which then need it once. `shift`: how much more the kernel's operands are off.
+  void LoadZeroPoints(const Panel& panel, int block, int group, float otherwise,
+                      float shift = 0.0f) {
     const int per_group = kBlockN / panel.scale_rows;
     const int64_t first = (int64_t{block} * panel.scale_groups + group) * per_group;
     for (int n = 0; n < kBlockN; n += Simd::kLanes) {
@@ -73,6 +75,7 @@ struct GroupScales {
         value = panel.scale_rows == 1
                     ? Simd::FromInt(Simd::LoadU8(panel.zero_points + first + n))
                     : Simd::Set1(static_cast<float>(panel.zero_points[first + n / 32]));
+        value = Simd::Add(value, Simd::Set1(shift));
       }
       Simd::Store(zero_point + n, value);
     }

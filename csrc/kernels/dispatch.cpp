@@ -1,9 +1,19 @@
+#include <cstring>
 #include <string>
 
 #include "base/error.h"
 #include "kernels/kernels.h"
 
 namespace lsg {
+
+void SweepKernels::CopyRow(const PackedRows& from, int from_row, const PackedRows& to, int to_row,
+                           int k_tiles) const {
+  for (int64_t tile = 0; tile < k_tiles; ++tile) {
+    const int64_t source = tile * from.rows + from_row, target = tile * to.rows + to_row;
+    std::memcpy(to.codes + target * code_bytes, from.codes + source * code_bytes, code_bytes);
+    std::memcpy(to.metas + target * meta_bytes, from.metas + source * meta_bytes, meta_bytes);
+  }
+}
 
 const Kernels& KernelsOf(Isa isa) {
   switch (isa) {
@@ -14,9 +24,10 @@ const Kernels& KernelsOf(Isa isa) {
     case Isa::kAvx512:
       return avx512::Table();
     case Isa::kVnni:
-    case Isa::kBf16:  // no kernels of their own yet
-    case Isa::kAmx:
+    case Isa::kBf16:  // no kernels of its own yet
       return vnni::Table();
+    case Isa::kAmx:
+      return amx::Table();
   }
   throw UnsupportedIsaError("no kernels for ISA level " + std::to_string(static_cast<int>(isa)));
 }

@@ -34,9 +34,9 @@ struct Panel {
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].
 struct Int8Row {
-  const int8_t* codes;  // [k_tiles · 32]
-  const float* scales;  // [k_tiles]
-  const int32_t* sums;  // [k_tiles]: sum of the tile's codes, for weights stored with an offset
+  const int8_t* codes;       // [k_tiles · 32]
+  const float* scales;       // [k_tiles]
+  const int16_t* half_sums;  // [k_tiles][2]: sums of 16 codes, for weights stored with an offset
 };
 
 // y[t][n] = (accumulate ? y[t][n] : 0) + bias[n] + sum over k of w[n, k] · x[t][k], for 1 ≤ tokens
@@ -64,12 +64,48 @@ using ActivateFn = void (*)(const ActivationSpec&, bool gated, int unit_rows, co
 // every level. A group with a NaN or an infinity gets a non-finite scale, so the token's outputs
 // are non-finite too.
 using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales,
-                               int32_t* sums);
+                               int16_t* half_sums);
+
+// Tokens' inputs as a sweep reads them: codes [k_tiles][rows][code_bytes], metas
+// [k_tiles][rows][meta_bytes]. Tile by tile, because whole rows lie a page apart: a tile of 16 rows
+// would then need 16 translations.
+struct PackedRows {
+  uint8_t* codes;
+  uint8_t* metas;
+  int rows;
+};
+
+// Many tokens through one panel: weights are unpacked once, into cache, and meet every token there.
+struct SweepKernels {
+  int code_bytes, meta_bytes;  // of a token's 32 inputs
+  int weight_bytes;            // of a block's 64 × 32 weights, unpacked
+  // Packs x[tiles · 32] as tiles first_tile … of a row.
+  void (*pack)(const float* x, int tiles, const PackedRows& rows, int first_tile, int row);
+  // Unpacks k_tiles tiles of a block, from k_tile on, to [k_tiles][weight_bytes], 64-byte aligned.
+  void (*unpack)(const Panel&, int block, int k_tile, int k_tiles, uint8_t* weights);
+  // y[t · y_stride + n] += sum over k of w[n, k] · x[t][k], n < 64, t < x.rows; weights meet tiles
+  // first_tile … of the rows. tiles_per_scale is the panel's. Bias is not added.
+  void (*multiply)(const uint8_t* weights, int k_tiles, int tiles_per_scale, const PackedRows& x,
+                   int first_tile, float* y, ptrdiff_t y_stride);
+
+  int64_t RowBytes(int k_tiles) const { return int64_t{k_tiles} * (code_bytes + meta_bytes); }
+  // Rows packed in `memory` of rows · RowBytes(k_tiles) bytes.
+  PackedRows RowsAt(uint8_t* memory, int rows, int k_tiles) const {
+    return {memory, memory + int64_t{rows} * k_tiles * code_bytes, rows};
+  }
+  // Copies row `from_row` to row `to_row`.
+  void CopyRow(const PackedRows& from, int from_row, const PackedRows& to, int to_row,
+               int k_tiles) const;
+};
 
 // The kernels for a weight format, by activation precision. int8 is null where only f32 exists.
+// The sweeps give the same bits as the kernel beside them, unless the level's README says
+// otherwise.
 struct PanelKernels {
   PanelInt8Fn int8 = nullptr;
   PanelFloatFn f32 = nullptr;
+  const SweepKernels* int8_sweep = nullptr;
+  const SweepKernels* f32_sweep = nullptr;
 };
 
 struct Kernels {
@@ -98,6 +134,9 @@ namespace avx512 {
 const Kernels& Table();
 }
 namespace vnni {
+const Kernels& Table();
+}
+namespace amx {
 const Kernels& Table();
 }
 

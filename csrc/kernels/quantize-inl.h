@@ -28,7 +28,7 @@ inline uint32_t LargestMagnitude(const float* x) {
   return largest;
 }
 
-void QuantizeRow(const float* x, int k_tiles, int8_t* codes, float* scales, int32_t* sums) {
+void QuantizeRow(const float* x, int k_tiles, int8_t* codes, float* scales, int16_t* half_sums) {
   for (int tile = 0; tile < k_tiles; ++tile, x += kGroup, codes += kGroup) {
     const uint32_t magnitude = LargestMagnitude(x);
     const float largest = std::bit_cast<float>(magnitude);
@@ -40,14 +40,15 @@ void QuantizeRow(const float* x, int k_tiles, int8_t* codes, float* scales, int3
       Simd::Store(rounded + v * Simd::kLanes,
                   Simd::Round(Simd::Mul(Simd::Load(x + v * Simd::kLanes), to_code)));
     }
-    int32_t sum = 0;
+    int32_t sums[2] = {0, 0};
     for (int i = 0; i < kGroup; ++i) {
       // Non-finite inputs become code 0; the scale carries the NaN.
       const int32_t code = finite ? static_cast<int32_t>(rounded[i]) : 0;
       codes[i] = static_cast<int8_t>(code);
-      sum += code;
+      sums[i / (kGroup / 2)] += code;
     }
-    sums[tile] = sum;
+    half_sums[2 * tile] = static_cast<int16_t>(sums[0]);
+    half_sums[2 * tile + 1] = static_cast<int16_t>(sums[1]);
     scales[tile] = zero ? 0.0f : finite ? largest / 127.0f : std::bit_cast<float>(0x7fc00000);
   }
 }

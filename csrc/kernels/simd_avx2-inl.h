@@ -33,7 +33,7 @@ struct Simd {
   static I ZeroBits() { return _mm256_setzero_si256(); }
   static I Set1Bits(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
   static I LoadBits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-  static void StoreBits(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+  static void StoreBits(void* p, I x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
   static I Broadcast4(const int8_t* p) {
     return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
   }
@@ -54,6 +54,7 @@ struct Simd {
   }
   static I And(I a, I b) { return _mm256_and_si256(a, b); }
   static I Or(I a, I b) { return _mm256_or_si256(a, b); }
+  static I Xor(I a, I b) { return _mm256_xor_si256(a, b); }
   static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
   template <int kBits>
   static I ShiftLeft(I x) {
@@ -77,6 +78,16 @@ struct Simd {
   // 32768.
   static I Dot(I acc, I u8, I s8) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u8, s8)); }
   static I FinishDot(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+  // |w| · (x with w's sign): two products are at most 2 · 128 · 127 < 32768.
+  static constexpr int kWideOffset = 0;
+  static I DotWide(I acc, I s8, I x) {
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s8), _mm256_sign_epi8(x, s8));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static I LookupBytes(const uint8_t* table, I bytes) {
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), bytes);
+  }
 };
 
 }  // namespace

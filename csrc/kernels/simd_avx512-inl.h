@@ -36,7 +36,7 @@ struct Simd {
   static I ZeroBits() { return _mm512_setzero_si512(); }
   static I Set1Bits(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   static I LoadBits(const void* p) { return _mm512_loadu_si512(p); }
-  static void StoreBits(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+  static void StoreBits(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I Broadcast4(const int8_t* p) {
     return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p)));
   }
@@ -55,6 +55,7 @@ struct Simd {
   }
   static I And(I a, I b) { return _mm512_and_si512(a, b); }
   static I Or(I a, I b) { return _mm512_or_si512(a, b); }
+  static I Xor(I a, I b) { return _mm512_xor_si512(a, b); }
   static I AddInt(I a, I b) { return _mm512_add_epi32(a, b); }
   template <int kBits>
   static I ShiftLeft(I x) {
@@ -77,12 +78,26 @@ struct Simd {
   static I Dot16(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
   static I Dot(I acc, I u8, I s8) { return _mm512_dpbusd_epi32(acc, u8, s8); }
   static I FinishDot(I acc) { return acc; }
+  // The instruction takes unsigned weights.
+  static constexpr int kWideOffset = 128;
+  static I DotWide(I acc, I u8, I x) { return _mm512_dpbusd_epi32(acc, u8, x); }
 #else
   static I Dot16(I acc, I a, I b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
   // 16-bit sums as on AVX2; eight fit.
   static I Dot(I acc, I u8, I s8) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(u8, s8)); }
   static I FinishDot(I acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }
+  // |w| · (x with w's sign): two products are at most 2 · 128 · 127 < 32768.
+  static constexpr int kWideOffset = 0;
+  static I DotWide(I acc, I s8, I x) {
+    const I signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(s8), _mm512_setzero_si512(), x);
+    const I pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(s8), signed_x);
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
 #endif
+  static I LookupBytes(const uint8_t* table, I bytes) {
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), bytes);
+  }
 };
 
 }  // namespace

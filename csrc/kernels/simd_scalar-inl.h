@@ -39,7 +39,7 @@ struct Simd {
     std::memcpy(&x, p, sizeof x);
     return x;
   }
-  static void StoreBits(int32_t* p, I x) { *p = static_cast<int32_t>(x); }
+  static void StoreBits(void* p, I x) { std::memcpy(p, &x, sizeof x); }
   static I Broadcast4(const int8_t* p) { return LoadBits(p); }
   static I LoadU16(const void* p) {
     uint16_t x;
@@ -56,6 +56,7 @@ struct Simd {
   static F Lookup16(const float* table, I index) { return table[index & 15]; }
   static I And(I a, I b) { return a & b; }
   static I Or(I a, I b) { return a | b; }
+  static I Xor(I a, I b) { return a ^ b; }
   static I AddInt(I a, I b) { return a + b; }
   template <int kBits>
   static I ShiftLeft(I x) {
@@ -107,6 +108,22 @@ struct Simd {
     return acc;
   }
   static I FinishDot(I acc) { return acc; }
+  // Per lane: acc + sum of four products of weights - kWideOffset and signed bytes, all 32 bits.
+  static constexpr int kWideOffset = 0;
+  static I DotWide(I acc, I s8, I x) {
+    for (int i = 0; i < 4; ++i) {
+      const auto product =
+          static_cast<int8_t>((s8 >> (8 * i)) & 0xff) * static_cast<int8_t>((x >> (8 * i)) & 0xff);
+      acc += static_cast<uint32_t>(product);
+    }
+    return acc;
+  }
+  // table[byte] for bytes up to 15.
+  static I LookupBytes(const uint8_t* table, I bytes) {
+    I out = 0;
+    for (int i = 0; i < 4; ++i) out |= uint32_t{table[(bytes >> (8 * i)) & 15]} << (8 * i);
+    return out;
+  }
 };
 
 }  // namespace

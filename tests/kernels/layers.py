@@ -16,6 +16,7 @@ from lsg import _core
 
 F64 = npt.NDArray[np.float64]
 U = 2.0**-24
+U_BF16 = 2.0**-8  # eight significant bits, to nearest
 FORMATS = {
     "int4-bf16-g32": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=32),
     "int4-f16-g128-zero": _core.PanelFormat(
@@ -61,6 +62,12 @@ def bf16_bits(x: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
 
 def bf16_value(bits: npt.NDArray[np.uint16]) -> F64:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def round_bf16(x: npt.NDArray[np.float32]) -> F64:
+    """To nearest bf16, ties to even."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    return bf16_value(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16))
 
 
 def gamma(n: int) -> float:
@@ -300,14 +307,19 @@ def oracle(
     weights: npt.NDArray[np.float32],
     *,
     int8: bool,
+    bf16: bool = False,
     kind: _core.Activation = _core.Activation.SILU,
     alpha: float = 1.0,
     limit: float = 0.0,
 ) -> tuple[F64, F64]:
-    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it."""
+    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it.
+
+    int8: inputs meet the weights as int8; bf16: as bf16, and so do f16 weights.
+    """
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
     spec = layer.spec
+    weight_error = U_BF16 if bf16 and spec.gate_up.dtype == _core.Dtype.F16 else 0.0
     terms = ids.shape[1] * (spec.intermediate_size + spec.num_units) + 8
     for t, (token_ids, token_weights) in enumerate(zip(ids, weights, strict=True)):
         magnitude = np.zeros(spec.hidden_size)
@@ -317,9 +329,9 @@ def oracle(
             gate, up, down = layer.experts[e]
             # In the expert's order first: an int8 group is 32 of its columns.
             x = up.takes(hidden[t])
-            x = quantize_rows(x)[0] if int8 else x.astype(np.float64)
+            x = quantize_rows(x)[0] if int8 else round_bf16(x) if bf16 else x.astype(np.float64)
             # +8: dequantising a group, adding its sums, the bias. Integer sums are exact.
-            g_up = gamma(spec.hidden_size + 8)
+            g_up = gamma(spec.hidden_size + 8) + weight_error
             pre_up = up.value @ x + up.bias
             err_up = g_up * (np.abs(up.value) @ np.abs(x) + np.abs(up.bias))
             pre_gate, err_gate = None, np.zeros_like(err_up)
@@ -352,6 +364,10 @@ def oracle(
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2
                 err_act = np.where(to_tie <= largest_error + 4 * U * np.abs(exact), step, 0) + largest_error
+            if bf16:
+                # The rounding of what the engine has, which is err_act off.
+                err_act += U_BF16 * (np.abs(act) + err_act)
+            err_act += weight_error * (np.abs(act) + err_act)
             out[t] += down.value @ act + w * down.bias
             bound[t] += np.abs(down.value) @ err_act
             magnitude += np.abs(down.value) @ np.abs(act) + np.abs(w * down.bias)
