@@ -61,6 +61,11 @@ class MoeLayer {
   Panel GateUpPanel(int unit, int expert) const;
   Panel DownPanel(int unit, int expert, int block_begin, int block_end) const;
 
+  // Bytes of codes of 64 of gate_up's outputs and 32 inputs.
+  int64_t GateUpTileBytes() const {
+    const PanelSections& s = spec().gate_up_sections();
+    return static_cast<int64_t>(s.codes_bytes) / s.blocks / s.k_tiles;
+  }
   // Bytes of codes of 64 of down's outputs in one record.
   int64_t DownBlockBytes() const {
     const PanelSections& s = spec().down_sections();

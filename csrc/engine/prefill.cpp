@@ -17,14 +17,16 @@ namespace {
 // matrix unit's two tiles of outputs a part of L1.
 constexpr int kSweepTiles = 16;
 // Packed inputs swept at once: they stay in L2 beside the weights.
-constexpr int64_t kSweepInputBytes = 512 << 10;
+constexpr int64_t kSweepInputBytes = 1 << 20;
 constexpr int kMaxSweepRows = 256;
 // First-pass tasks of a node, at least, so that threads end together; from the shapes alone.
 constexpr int kTasks = 256;
 
-int SweepRows(int64_t row_bytes) {
-  return static_cast<int>(
+// Rows of a sweep for an expert of so many tokens: as few sweeps as fit, about equally long.
+int SweepRows(int64_t row_bytes, int tokens) {
+  const int most = static_cast<int>(
       std::clamp<int64_t>(kSweepInputBytes / row_bytes / 16 * 16, 16, kMaxSweepRows));
+  return static_cast<int>(AlignUp(CeilDiv(tokens, CeilDiv(tokens, most)), 16));
 }
 
 // A worker's own memory, kept between calls.
@@ -128,7 +130,7 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
   const SweepKernels& down = layer.down_sweep();
   const int k_tiles = layer.in_stride() / kTileK;
   const int64_t row_bytes = sweep.RowBytes(k_tiles);
-  const int max_rows = SweepRows(row_bytes);
+  const int max_rows = SweepRows(row_bytes, expert.end - expert.begin);
   const SweepScratch scratch(int64_t{kSweepTiles} * sweep.weight_bytes, max_rows * row_bytes);
   const int block_rows = layer.gated() ? kBlockN / 2 : kBlockN;
   const int first_unit = layer.UnitsOf(node).begin;
@@ -143,11 +145,20 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
       for (int block = 0; block < panel.blocks; ++block) {
         FillRows(scratch.sums, rows,
                  panel.bias == nullptr ? nullptr : panel.bias + block * kBlockN);
+        const int64_t tile_bytes = layer.GateUpTileBytes();
+        const uint8_t* codes = panel.codes + block * k_tiles * tile_bytes;
         for (int k = 0; k < k_tiles; k += kSweepTiles) {
           const int tiles = std::min(kSweepTiles, k_tiles - k);
+          const int coming = std::min(kSweepTiles, k_tiles - k - tiles);
+          Upcoming next = {codes + (k + tiles) * tile_bytes,
+                           codes + (k + tiles + coming) * tile_bytes};
+          if (coming == 0 && block + 1 == panel.blocks && unit + 1 < units.end) {
+            next.at = layer.GateUpPanel(unit + 1, expert.expert).codes;
+            next.end = next.at + std::min(kSweepTiles, k_tiles) * tile_bytes;
+          }
           sweep.unpack(panel, block, k, tiles, scratch.weights);
-          sweep.multiply(scratch.weights, tiles, panel.tiles_per_scale, x, k, scratch.sums,
-                         kBlockN);
+          sweep.multiply(scratch.weights, tiles, panel.tiles_per_scale, x, k, scratch.sums, kBlockN,
+                         next);
         }
         const int tile = (unit - first_unit) * layer.unit_tiles() + block * block_rows / kTileK;
         for (int r = 0; r < rows; ++r) {
@@ -170,8 +181,7 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int to
   const int first_unit = layer.UnitsOf(node).begin;
   const int units_at_once = std::max(kSweepTiles / unit_tiles, 1);
   const SweepScratch scratch(int64_t{units_at_once} * unit_tiles * sweep.weight_bytes, 0);
-  // The rows that Activations packed together.
-  const int max_rows = SweepRows(layer.gate_up_sweep().RowBytes(layer.in_stride() / kTileK));
+  const int64_t in_row_bytes = layer.gate_up_sweep().RowBytes(layer.in_stride() / kTileK);
   for (int token = 0; token < tokens; ++token) {
     std::fill_n(out + int64_t{token} * out_stride + block * kBlockN, kBlockN, 0.0f);
   }
@@ -179,6 +189,8 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int to
   const int64_t block_bytes = layer.DownBlockBytes();
   for (size_t e = 0; e < experts.size(); ++e) {
     const ExpertTokens& expert = experts[e];
+    // The rows that Activations packed together.
+    const int max_rows = SweepRows(in_row_bytes, expert.end - expert.begin);
     const float* bias = piece.begin == 0 ? layer.DownBias(expert.expert) : nullptr;
     for (int begin = expert.begin; begin < expert.end; begin += max_rows) {
       const RoutedToken* routed = ws.routing.tokens.data() + begin;
@@ -201,7 +213,7 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int to
           }
         }
         sweep.multiply(scratch.weights, units * unit_tiles, tiles_per_scale, x,
-                       (unit - first_unit) * unit_tiles, scratch.sums, kBlockN);
+                       (unit - first_unit) * unit_tiles, scratch.sums, kBlockN, Upcoming{});
       }
       for (int r = 0; r < rows; ++r) {
         float* y = out + int64_t{routed[r].token} * out_stride + block * kBlockN;

@@ -75,6 +75,20 @@ struct PackedRows {
   int rows;
 };
 
+// Weights that will be unpacked next: a sweep brings them to L2 while it multiplies.
+struct Upcoming {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+
+  // Lines to fetch in each of `steps` steps so that all are under way at the end.
+  int PerStep(int64_t steps) const {
+    return static_cast<int>(((end - at) / kLineBytes + steps - 1) / (steps > 0 ? steps : 1));
+  }
+  void Fetch(int lines) {
+    for (int i = 0; i < lines && at < end; ++i, at += kLineBytes) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // Many tokens through one panel: weights are unpacked once, into cache, and meet every token there.
 struct SweepKernels {
   int code_bytes, meta_bytes;  // of a token's 32 inputs
@@ -86,7 +100,7 @@ struct SweepKernels {
   // y[t · y_stride + n] += sum over k of w[n, k] · x[t][k], n < 64, t < x.rows; weights meet tiles
   // first_tile … of the rows. tiles_per_scale is the panel's. Bias is not added.
   void (*multiply)(const uint8_t* weights, int k_tiles, int tiles_per_scale, const PackedRows& x,
-                   int first_tile, float* y, ptrdiff_t y_stride);
+                   int first_tile, float* y, ptrdiff_t y_stride, Upcoming next);
 
   int64_t RowBytes(int k_tiles) const { return int64_t{k_tiles} * (code_bytes + meta_bytes); }
   // Rows packed in `memory` of rows · RowBytes(k_tiles) bytes.

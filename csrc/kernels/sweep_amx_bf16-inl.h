@@ -234,13 +234,15 @@ inline void AddScaled(const float (*products)[kTileN], const float* scale, int r
 
 template <class Format>
 void MultiplyBf16(const uint8_t* weights, int k_tiles, int tiles_per_scale, const PackedRows& x,
-                  int first_tile, float* y, ptrdiff_t y_stride) {
+                  int first_tile, float* y, ptrdiff_t y_stride, Upcoming next) {
   const auto* in = reinterpret_cast<const Bf16Weights*>(weights);
   constexpr int kRowBytes = kTileK * 2;
   const int64_t tile_bytes = int64_t{x.rows} * kRowBytes;
   const uint8_t* codes = x.codes + first_tile * tile_bytes;
   const ptrdiff_t y_bytes = y_stride * static_cast<ptrdiff_t>(sizeof(float));
   const int run = Format::kScaled && tiles_per_scale < k_tiles ? tiles_per_scale : k_tiles;
+  const int64_t sweeps = (x.rows + 2 * kTileRows - 1) / (2 * kTileRows);
+  const int lines = next.PerStep(sweeps * kTilesPerBlock / 2 * k_tiles);
   int configured = 0;
   alignas(64) float products[4][kTileRows][kTileN];
   // Two tiles of outputs stay in L1 while all tokens pass.
@@ -281,6 +283,7 @@ void MultiplyBf16(const uint8_t* weights, int k_tiles, int tiles_per_scale, cons
         }
         if (lower > 0) {
           for (int k = first; k < end; ++k) {
+            next.Fetch(lines);
             LSG_TILE_LOAD(6, in[k].pairs[t], kLineBytes);
             LSG_TILE_LOAD(4, a0 + k * tile_bytes, kRowBytes);
             LSG_TILE_DOT_BF16(0, 4, 6);
@@ -292,6 +295,7 @@ void MultiplyBf16(const uint8_t* weights, int k_tiles, int tiles_per_scale, cons
           }
         } else {
           for (int k = first; k < end; ++k) {
+            next.Fetch(lines);
             LSG_TILE_LOAD(6, in[k].pairs[t], kLineBytes);
             LSG_TILE_LOAD(4, a0 + k * tile_bytes, kRowBytes);
             LSG_TILE_DOT_BF16(0, 4, 6);

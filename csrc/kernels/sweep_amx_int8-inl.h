@@ -60,7 +60,8 @@ void UnpackAmxInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8
 // Up to kRows tokens; kRows f32 sums stay in registers.
 template <int kGroups, int kRows>
 void MultiplyAmxInt8Rows(const AmxInt8Weights<kGroups>* in, int k_tiles, const PackedRows& x,
-                         int first_tile, int row, int rows, float* y, ptrdiff_t y_stride) {
+                         int first_tile, int row, int rows, float* y, ptrdiff_t y_stride,
+                         Upcoming& next, int lines) {
   constexpr int kPerGroup = kTileOperands / kGroups;
   constexpr int kMaxTiles = 16;
   alignas(64) int32_t products[2][kRows][kTileN];
@@ -86,6 +87,7 @@ void MultiplyAmxInt8Rows(const AmxInt8Weights<kGroups>* in, int k_tiles, const P
       for (int k = 0; k < tiles; ++k) {
         const AmxInt8Weights<kGroups>& w = in[first + k];
         for (int g = 0; g < kGroups; ++g) {
+          next.Fetch(lines);
           const uint8_t* a = x.codes + (int64_t{first_tile + first + k} * x.rows + row) * kTileK +
                              g * kPerGroup * 4;
           const int8_t* b = w.operands[t][g * kPerGroup];
@@ -132,8 +134,10 @@ void MultiplyAmxInt8Rows(const AmxInt8Weights<kGroups>* in, int k_tiles, const P
 
 template <class Weight, int kGroups>
 void MultiplyAmxInt8(const uint8_t* weights, int k_tiles, int, const PackedRows& x, int first_tile,
-                     float* y, ptrdiff_t y_stride) {
+                     float* y, ptrdiff_t y_stride, Upcoming next) {
   const auto* in = reinterpret_cast<const AmxInt8Weights<kGroups>*>(weights);
+  const int64_t sweeps = (x.rows + kTileRows - 1) / kTileRows;
+  const int lines = next.PerStep(sweeps * kTilesPerBlock * k_tiles * kGroups);
   int configured = 0;
   for (int m = 0; m < x.rows; m += kTileRows) {
     const int rows = x.rows - m < kTileRows ? x.rows - m : kTileRows;
@@ -150,7 +154,7 @@ void MultiplyAmxInt8(const uint8_t* weights, int k_tiles, int, const PackedRows&
     const auto sweep = rows <= 4   ? &MultiplyAmxInt8Rows<kGroups, 4>
                        : rows <= 8 ? &MultiplyAmxInt8Rows<kGroups, 8>
                                    : &MultiplyAmxInt8Rows<kGroups, kTileRows>;
-    sweep(in, k_tiles, x, first_tile, m, rows, y + m * y_stride, y_stride);
+    sweep(in, k_tiles, x, first_tile, m, rows, y + m * y_stride, y_stride, next, lines);
   }
   LSG_TILE_RELEASE();
 }

@@ -76,14 +76,16 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
 
 template <class Weight, int kGroups>
 void MultiplyInt8(const uint8_t* weights, int k_tiles, int, const PackedRows& x, int first_tile,
-                  float* y, ptrdiff_t y_stride) {
+                  float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kPerGroup = kTileOperands / kGroups;
   const auto* in = reinterpret_cast<const Int8Weights<kGroups>*>(weights);
+  const int lines = next.PerStep(int64_t{k_tiles} * kBlockN / Simd::kLanes);
   for (int k = 0; k < k_tiles; ++k, ++in) {
     const int64_t at = int64_t{first_tile + k} * x.rows;
     const auto* codes = reinterpret_cast<const int8_t*>(x.codes) + at * kTileK;
     const auto* metas = reinterpret_cast<const Int8Meta<kGroups>*>(x.metas) + at;
     for (int n = 0; n < kBlockN; n += Simd::kLanes) {
+      next.Fetch(lines);
       const uint8_t* operands = in->operands[n / kTileN][0] + n % kTileN * 4;
       for (int g = 0; g < kGroups; ++g) {
         Simd::I w[kPerGroup];
