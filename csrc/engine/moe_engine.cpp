@@ -9,6 +9,7 @@
 
 #include "base/align.h"
 #include "base/error.h"
+#include "engine/float_rows.h"
 #include "engine/workspace.h"
 
 namespace lsg {
@@ -32,6 +33,10 @@ constexpr int kSlots = 48;
 constexpr int kMaxUnitRows = 128;
 constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
 constexpr int kMaxGateUpOutputs = 2 * kMaxUnitRows;
+
+void PrefetchStart(const uint8_t* record) {
+  for (int at = 0; at < kPrefetchBytes; at += kLineBytes) __builtin_prefetch(record + at, 0, 1);
+}
 
 }  // namespace
 
@@ -240,6 +245,10 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
       const Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
       const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
       const auto routed = ws.routing.TokensOf(expert);
+      // Kernels prefetch ahead in a record; its start nobody would.
+      if (e + 1 < count * (chunk + 1) / chunks) {
+        PrefetchStart(layer.GateUpPanel(unit, experts[e + 1].expert).codes);
+      }
       for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
         const int count_now = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
         GateUp(layer, gate_up, routed.data() + at, count_now, act_rows);

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "base/align.h"
+#include "engine/float_rows.h"
 #include "engine/workspace.h"
 
 namespace lsg {

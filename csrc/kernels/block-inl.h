@@ -11,10 +11,6 @@ namespace lsg {
 namespace {
 
 constexpr int kParts = kTileN / Simd::kLanes;  // vectors that hold a tile's outputs
-// One record's sections lie one behind the other, so running ahead stays useful to the end of the
-// unit.
-constexpr int kPrefetchBytes = 4096;
-
 inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kLineBytes) {
     __builtin_prefetch(codes + kPrefetchBytes + at, 0, 1);
