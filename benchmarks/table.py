@@ -135,6 +135,60 @@ def _spread_of(rates: list[float]) -> str:
     return f"{median:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
 
 
+def _peers(result: dict[str, Any]) -> str:
+    batches = sorted({cell["batch"] for run in result["runs"] for cell in run["cells"]})
+    rows = []
+    for dtype, group in groupby(result["runs"], key=lambda run: run["format"]):
+        ours, *others = group
+        for run in (ours, *others):
+            by_batch = {cell["batch"]: cell for cell in run["cells"]}
+            rows.append(
+                [dtype, f"{run['engine']} {run['name']}", *(_peers_cell(by_batch[b]) for b in batches)]
+            )
+        if others:
+            ratios = [
+                min(cell["seconds"] for run in others for cell in run["cells"] if cell["batch"] == batch)
+                / next(cell["seconds"] for cell in ours["cells"] if cell["batch"] == batch)
+                for batch in batches
+            ]
+            rows.append(
+                [dtype, "**lsg against the best of them**", *(f"**{ratio:.2f}×**" for ratio in ratios)]
+            )
+    memory = _spread_of(
+        [
+            cell["memory_bytes_per_s"]
+            for run in result["runs"]
+            if run["engine"] == "lsg"
+            for cell in run["cells"]
+        ]
+    )
+    what = (
+        f"Shape {result['shape']} ({result['model']}), one layer, cold weights, `--load {result['load']}`; "
+        f"{memory} GB/s read from memory. ms a layer, GB/s of the chosen experts."
+    )
+    head = ["bits as", "engine", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
+    return _section(result["machine"], what, head, rows)
+
+
+def _peers_cell(cell: dict[str, Any]) -> str:
+    ms = 1e3 * cell["seconds"]
+    return f"{ms:.3g} ms, {cell['bytes'] / cell['seconds'] / 1e9:.1f}" if ms < 100 else f"{ms:.0f} ms"
+
+
+def _kill(result: dict[str, Any]) -> str:
+    head = [
+        "conversions",
+        "kills",
+        "with work begun",
+        "full disks",
+        "damaged shards",
+        "byte-identical in the end",
+    ]
+    numbers = [result[key] for key in ("runs", "kills", "kills_while_working", "full_disks", "bad_shards")]
+    row = [*map(str, numbers), f"{result['identical']} of {result['runs']}"]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), row)) + "\n"
+
+
 # Columns of the families table: heading, and which encodings it gathers.
 ENCODINGS = {
     "BF16, FP16": ("half",),
@@ -309,8 +363,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "families": _families,
     "gpu_proof": _gpu_proof,
+    "kill": _kill,
     "load": _load,
     "numa": _numa,
+    "peers": _peers,
 }
 
 if __name__ == "__main__":
