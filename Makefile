@@ -19,10 +19,10 @@ REQUIREMENTS := import tomllib; \
 	p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]["optional-dependencies"]; \
 	print(*p["build-system"]["requires"], *p["project"]["dependencies"], *x["check"], *x["test"], sep="\n")
 
-.PHONY: help setup build view check format test test-numa sanitize compat demo bench wheel clean
+.PHONY: help setup build view check format test test-numa sanitize compat demo bench bench-kernels wheel clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 11
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/	/' | expand -t 15
 
 setup: .venv/.complete  ## The environment .venv: torch, sglang for CPU, build, check and test tools
 
@@ -99,6 +99,12 @@ bench: build  ## Measure this machine and rewrite the README's tables
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/served.py
 	$(BIN)/python benchmarks/table.py
+
+bench-kernels: setup  ## Google Benchmark of single kernels (apt install libbenchmark-dev)
+	$(BIN)/cmake -S . -B build/bench-kernels -DCMAKE_BUILD_TYPE=Release -DLSG_BENCH=ON \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
+	$(BIN)/cmake --build build/bench-kernels --target lsg_bench_kernels
+	build/bench-kernels/csrc/bench/lsg_bench_kernels $(KERNELS)
 
 wheel: setup  ## dist/*.whl
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .

@@ -1,0 +1,193 @@
+// Single kernels with everything in L2: what they reach when memory does not limit them.
+//
+// A panel has 128 outputs and 2048 inputs, a unit of 64 neurons' gate and up at hidden size 2048;
+// 512 KiB in bf16.
+#include "kernels/kernels.h"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace lsg {
+namespace {
+
+constexpr int kBlocks = 2, kInputs = 2048, kTiles = kInputs / kTileK;
+constexpr int kOutputs = kBlocks * kBlockN;
+
+struct Format {
+  const char* name;
+  PanelFormat format;
+};
+
+const Format kFormats[] = {
+    {"int4", {Dtype::kInt4, ScaleDtype::kBf16, 1, 32}},
+    {"int8", {Dtype::kInt8, ScaleDtype::kBf16, 1, 32}},
+    {"fp8", {Dtype::kFp8E4m3, ScaleDtype::kF32, 32, 128}},
+    {"bf16", {Dtype::kBf16}},
+    {"mxfp4", {Dtype::kFp4E2m1, ScaleDtype::kE8m0, 1, 32}},
+    {"nvfp4",
+     {.dtype = Dtype::kFp4E2m1,
+      .scale_dtype = ScaleDtype::kFp8E4m3,
+      .scale_rows = 1,
+      .scale_k = 16,
+      .global_scale = true}},
+};
+
+std::vector<float> Floats(int count) {
+  std::minstd_rand random(1);
+  std::vector<float> values(count);
+  for (float& value : values) value = static_cast<float>(random() % 2001) / 1000 - 1;
+  return values;
+}
+
+// Random codes that are finite in every format, and scales that are small powers of two.
+struct Weights {
+  explicit Weights(const PanelFormat& format)
+      : codes(size_t{kOutputs} * kInputs * BitsOf(format.dtype) / 8 + 64) {
+    std::minstd_rand random(1);
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random() >> 8) & 0x77;
+    const bool scaled = format.scale_dtype != ScaleDtype::kNone;
+    const int groups = scaled ? kInputs / static_cast<int>(format.scale_k) : 0;
+    const int rows = static_cast<int>(format.scale_rows);
+    if (scaled) {
+      // 0x3c3c3c3c is about 0.01 in f32 and bf16, 1.5 in e4m3 and 2^-67 in e8m0.
+      scales.assign(size_t{kBlocks} * groups * (kBlockN / rows) * BytesOf(format.scale_dtype),
+                    0x3c);
+    }
+    auto* aligned =
+        reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(codes.data()) + 63) / 64 * 64);
+    panel = {
+        .codes = aligned,
+        .scales = scaled ? scales.data() : nullptr,
+        .zero_points = nullptr,
+        .bias = nullptr,
+        .blocks = kBlocks,
+        .k_tiles = kTiles,
+        .scale_groups = groups,
+        .tiles_per_scale = scaled ? std::max(static_cast<int>(format.scale_k) / kTileK, 1) : kTiles,
+        .scale_dtype = format.scale_dtype,
+        .scale_rows = rows,
+        .global_scale = {1.0f, 1.0f}};
+  }
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
+
+  std::vector<uint8_t> codes, scales;
+  Panel panel;
+};
+
+// Of the weights' codes and scales, and two operations a multiply-add.
+void Count(benchmark::State& state, const PanelFormat& format, size_t scale_bytes, int tokens) {
+  const double weights = double{kOutputs} * kInputs;
+  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+  state.counters["B/s"] = {weights * BitsOf(format.dtype) / 8 + static_cast<double>(scale_bytes),
+                           rate};
+  state.counters["OP/s"] = {2 * weights * tokens, rate};
+}
+
+struct Out {
+  explicit Out(int tokens) : values(size_t{kMaxTokens} * kOutputs) {
+    for (int t = 0; t < tokens; ++t) rows[t] = values.data() + t * kOutputs;
+  }
+  std::vector<float> values;
+  float* rows[kMaxTokens] = {};
+};
+
+void RunFloat(benchmark::State& state, PanelFloatFn kernel, const PanelFormat& format, int tokens) {
+  const Weights weights(format);
+  const std::vector<float> x = Floats(kMaxTokens * kInputs);
+  const float* rows[kMaxTokens];
+  for (int t = 0; t < kMaxTokens; ++t) rows[t] = x.data() + t * kInputs;
+  const Out out(tokens);
+  for (auto _ : state) {
+    kernel(weights.panel, rows, tokens, out.rows, false);
+    benchmark::ClobberMemory();
+  }
+  Count(state, format, weights.scales.size(), tokens);
+}
+
+void RunInt8(benchmark::State& state, const Kernels& kernels, PanelInt8Fn kernel,
+             const PanelFormat& format, int tokens) {
+  const Weights weights(format);
+  const std::vector<float> x = Floats(kMaxTokens * kInputs);
+  using Sum = std::remove_const_t<std::remove_pointer_t<decltype([] {
+    const auto [codes, scales, sums] = Int8Row{};
+    return sums;
+  }())>>;
+  std::vector<int8_t> codes(kMaxTokens * kInputs);
+  std::vector<float> scales(kMaxTokens * kTiles);
+  std::vector<Sum> sums(2 * kMaxTokens * kTiles);
+  Int8Row rows[kMaxTokens];
+  for (int t = 0; t < kMaxTokens; ++t) {
+    int8_t* row_codes = codes.data() + t * kInputs;
+    float* row_scales = scales.data() + t * kTiles;
+    Sum* row_sums = sums.data() + 2 * t * kTiles;
+    kernels.quantize_row(x.data() + t * kInputs, kTiles, row_codes, row_scales, row_sums);
+    rows[t] = {row_codes, row_scales, row_sums};
+  }
+  const Out out(tokens);
+  for (auto _ : state) {
+    kernel(weights.panel, rows, tokens, out.rows, false);
+    benchmark::ClobberMemory();
+  }
+  Count(state, format, weights.scales.size(), tokens);
+}
+
+void RunActivate(benchmark::State& state, ActivateFn kernel, Activation kind) {
+  const std::vector<float> gate_up = Floats(kOutputs);
+  std::vector<float> act(kOutputs / 2);
+  for (auto _ : state) {
+    kernel({.kind = kind, .alpha = 1.7f, .limit = 7.0f}, true, kOutputs / 2, gate_up.data(), 0.5f,
+           act.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * kOutputs / 2);
+}
+
+void RegisterLevel(Isa isa) {
+  const Kernels& kernels = KernelsOf(isa);
+  // A level without kernels of its own has those of the one below.
+  if (kernels.isa != isa) return;
+  std::string level = "/";
+  level.append(IsaName(isa));
+  for (const Format& each : kFormats) {
+    const PanelKernels& panel = SelectPanelKernels(kernels, each.format);
+    for (int tokens : {1, 2, kMaxTokens}) {
+      std::string of = "/";
+      of.append(each.name).append(level).append("/tokens:").append(std::to_string(tokens));
+      benchmark::RegisterBenchmark(("panel_float" + of).c_str(), [=](benchmark::State& state) {
+        RunFloat(state, panel.f32, each.format, tokens);
+      });
+      if (panel.int8 == nullptr) continue;
+      benchmark::RegisterBenchmark(("panel_int8" + of).c_str(),
+                                   [=, &kernels](benchmark::State& state) {
+                                     RunInt8(state, kernels, panel.int8, each.format, tokens);
+                                   });
+    }
+  }
+  benchmark::RegisterBenchmark(("activate/silu" + level).c_str(), [&](benchmark::State& state) {
+    RunActivate(state, kernels.activate, Activation::kSilu);
+  });
+  benchmark::RegisterBenchmark(("activate/swigluoai" + level).c_str(),
+                               [&](benchmark::State& state) {
+                                 RunActivate(state, kernels.activate, Activation::kSwigluOai);
+                               });
+}
+
+}  // namespace
+}  // namespace lsg
+
+int main(int argc, char** argv) {
+  for (lsg::Isa isa : lsg::UsableIsas()) lsg::RegisterLevel(isa);
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
