@@ -358,8 +358,59 @@ def _percent(value: float, limit: float) -> str:
     return f"{100 * value / limit:.0f} %"
 
 
+def _cross_node(result: dict[str, Any]) -> str:
+    worst = max(share for row in result["models"] for share in row["share_at_1"].values())
+    percent, largest = round(100 * result["limit"]), result["max_batch"]
+    rows = []
+    for row in result["models"]:
+        shares = [f"{100 * row['share_at_1'][nodes]:.2f} %" for nodes in ("2", "4", "8")]
+        above = [str(row["batch_above_limit"][nodes] or f"> {largest}") for nodes in ("2", "4", "8")]
+        rows.append([row["model"], *shares, *above])
+    what = (
+        f"Counted, {result['format']}, as a share of the expert bytes that are read. For one token at most "
+        f"{100 * worst:.2f} %. Of large batches the experts are read once but every token crosses: the last "
+        f"columns give the batch (powers of two, random routing) from which it is over {percent} %; such "
+        "large batches are bound by arithmetic."
+    )
+    head = ["model", "2 nodes", "4 nodes", "8 nodes", f"> {percent} % on 2", "on 4", "on 8"]
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+
+
+def _power(result: dict[str, Any]) -> str:
+    def us(value: dict[str, float]) -> str:
+        return f"{value['median']:.0f} ({value['low']:.0f} … {value['high']:.0f})"
+
+    rows = [
+        [
+            f"{name} (spins {run['spin_us']} µs)",
+            f"{100 * run['idle_cpu']:.1f} %",
+            f"{100 * run['cpu_while_decoding']:.0f} %",
+            *(us(run[key]) for key in ("layer_us", "layer_us_after_pause")),
+            *(us(run[key]) for key in ("handover_us", "handover_us_after_pause")),
+        ]
+        for name, run in result["runs"].items()
+    ]
+    head = [
+        "workers",
+        "idle CPU",
+        "CPU decoding",
+        "layer, µs",
+        "after a pause",
+        "hand-over, µs",
+        "after a pause",
+    ]
+    what = (
+        "One token through int4 layers of Qwen3-30B-A3B's shape with 32 experts, in turn; pauses of "
+        f"{result['pause_us']:.0f} µs as the GPU's part of a layer, in which the caller stays busy (100 %). "
+        "Hand-over: a layer of almost no work, from Python. In brackets: fastest and slowest tenth."
+    )
+    return _section(result["machine"], what, head, rows).replace(" Median (lowest … highest).", "")
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "convert": _convert,
+    "cross_node": _cross_node,
     "engine": _engine,
     "families": _families,
     "gpu_proof": _gpu_proof,
@@ -367,6 +418,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "load": _load,
     "numa": _numa,
     "peers": _peers,
+    "power": _power,
 }
 
 if __name__ == "__main__":
