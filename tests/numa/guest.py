@@ -21,7 +21,7 @@ MOUNTS = {
     "/sys/fs/cgroup": "cgroup2",
 }
 REPORT = Path("/dev/ttyS1")
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 POWER_OFF = 0x4321FEDC
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -23,7 +23,7 @@ from lsg.runtime import host, load, load_plan, placement
 
 MODEL = Path("/guest/model")
 # A token; a few; more than the 128 that the engine computes in one pass, most of them for no expert.
-BATCHES = ((1, 1.0), (5, 1.0), (130, 0.1))
+BATCHES = ((1, 1.0), (5, 1.0), (128, 0.1))
 HUGE_PAGE = 2 << 20
 
 
@@ -71,11 +71,11 @@ def path_of(layer):
     return MODEL / manifest.DIRECTORY / layer.file
 
 
-def compute(model):
+def compute(model, batches=BATCHES):
     """A digest of all layers' outputs for each batch."""
     top_k = manifest.load(MODEL).top_k
     digests = []
-    for tokens, share in BATCHES:
+    for tokens, share in batches:
         rng = np.random.default_rng(tokens)
         digest = hashlib.sha256()
         for layer, handle in zip(model.layers, model.loaded.handles, strict=True):
@@ -216,7 +216,7 @@ def short(argument):
     """Memory of the last node is taken; "huge" and "map" should refuse, "huge-spill" and "map-spill" not."""
     mode, _, spill = argument.partition("-")
     node = home_nodes()[-1]
-    with occupied(node, leave=16 << 20):
+    with occupied(node, leave=4 << 20):
         before = free_by_node()
         try:
             found = serve(mode, spill=bool(spill))
@@ -229,7 +229,7 @@ def reading(argument):
     """Which thread reads each block of the experts first, told by page faults."""
     model = open_model("huge")
     units, homes = find(model, "huge")
-    faults = readers.first_readers([(m.begin, m.end) for m in homes], lambda: compute(model))
+    faults = readers.first_readers([(m.begin, m.end) for m in homes], lambda: compute(model, BATCHES[:2]))
     threads = observe.tasks()
     node_of = {cpu: node.index for node in host.observe().topology.nodes for cpu in node.cpus}
     by_node = Counter()
@@ -237,7 +237,7 @@ def reading(argument):
         for block in range(-(-address // readers.BLOCK) * readers.BLOCK, address + size, readers.BLOCK):
             if block in faults:
                 reader = threads[faults[block]]
-                by_node[f"{node_of[reader.allowed[0]]} reads {node}"] += 1
+                by_node[f"{node_of[reader.allowed[0]]} reads {node}"] += readers.BLOCK // observe.PAGE
     return {"pages_read": dict(by_node)}
 
 
