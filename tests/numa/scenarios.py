@@ -22,8 +22,8 @@ from lsg import LsgError, _core, manifest
 from lsg.runtime import host, load, load_plan, placement
 
 MODEL = Path("/guest/model")
-# A token; a few; the 128 that the engine computes in one pass, most of them for no expert. (Of longer prompts each node sums
-# its units first: the same within rounding only.)
+# A token; a few; the 128 that the engine computes in one pass, most of them for no expert. Of longer prompts
+# each node sums its own units first: the same within rounding only.
 BATCHES = ((1, 1.0), (5, 1.0), (128, 0.1))
 HUGE_PAGE = 2 << 20
 
