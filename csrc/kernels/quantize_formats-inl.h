@@ -176,14 +176,15 @@ RowError QuantizeNvfp4(const ExactRow& row, bool search, float global_scale,
 
 typedef double Doubles __attribute__((vector_size(32)));
 
-// The nearest doubles with so many bits after the leading one, as SmallFloat::Rounded.
-inline Doubles RoundedTo(Doubles magnitude, int mantissa_bits, double smallest_normal) {
+// Rounds to the nearest doubles with so many bits after the leading one, as SmallFloat::Rounded. By
+// reference: how vectors are returned depends on the level's instructions.
+inline void RoundTo(Doubles& magnitude, int mantissa_bits, double smallest_normal) {
   typedef int64_t Bits __attribute__((vector_size(32)));
   const Doubles power = (Doubles)((Bits)magnitude & 0x7ff0000000000000);
   const Doubles least = Doubles{} + smallest_normal;
   const Doubles push = (power > least ? power : least) *
                        (1.5 * static_cast<double>(uint64_t{1} << (52 - mantissa_bits)));
-  return (magnitude + push) - push;
+  magnitude = (magnitude + push) - push;
 }
 
 // A float that is a number of the 16-bit format already.
@@ -202,7 +203,8 @@ RowError RoundToHalf(const ExactRow& row, bool is_f16, double* largest, const Qu
         __builtin_convertvector(*reinterpret_cast<const Floats*>(row.values + at), Doubles);
     const Doubles exact = values * static_cast<double>(row.factors[at / kFactorGroup]);
     const Doubles magnitude = exact < 0 ? -exact : exact;
-    const Doubles rounded = RoundedTo(magnitude, mantissa_bits, smallest_normal);
+    Doubles rounded = magnitude;
+    RoundTo(rounded, mantissa_bits, smallest_normal);
     const Doubles error = rounded - magnitude;
     errors += error * error;
     norms += magnitude * magnitude;
