@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -270,36 +271,6 @@ def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]
     )
 
 
-def _gpu_proof(result: dict[str, Any]) -> str:
-    names = {
-        "sglang": "stock sglang, BF16",
-        "lsg_bf16": "lsg, BF16 experts, float activations",
-        "lsg_int4": "lsg, INT4 experts, int8 activations",
-    }
-    rows = [
-        [
-            name,
-            f"{run['log_prob_deviation_mean']:.3f}",
-            f"{run['log_prob_deviation_median']:.3f}",
-            f"{run['log_prob_deviation_p99']:.2f}",
-            f"{100 * run['greedy_tokens_as_in_float32']:.0f} %",
-            f"{run['start_seconds']:.0f}",
-        ]
-        for key, name in names.items()
-        for run in [result[key]]
-    ]
-    shape = result["shape"]
-    what = (
-        f"{result['gpu']}, torch {result['torch']}; a random BF16 Qwen3-MoE of {shape['layers']} layers, "
-        f"hidden size {shape['hidden']}, {shape['experts']} experts, top {shape['top_k']}; "
-        f"{result['prompts']} prompts of {result['tokens_each']} tokens, full vocabulary. Each server "
-        "against transformers in float32 on the weights it serves."
-    )
-    head = ["server", "mean Δ log-prob", "median", "99 %", "greedy token as in float32", "start, s"]
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
-
-
 # Scenarios of tests/numa by name.
 NUMA_SCENARIOS = {
     "doctor": "`lsg doctor` sees the machine",
@@ -411,9 +382,11 @@ def _power(result: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "convert": _convert,
     "cross_node": _cross_node,
+    "decode": gpu_tables.decode,
     "engine": _engine,
     "families": _families,
-    "gpu_proof": _gpu_proof,
+    "gpu_proof": gpu_tables.proof,
+    "hand_over": gpu_tables.hand_over,
     "kill": _kill,
     "load": _load,
     "numa": _numa,
