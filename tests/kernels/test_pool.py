@@ -80,6 +80,8 @@ def test_signals_during_forward_passes(layer: Path, name: str):
     process = script(
         layer,
         """
+        # A shell's background jobs start with it ignored, and so would their children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         engine, handle = make()
         try:
             print("ready", flush=True)
