@@ -9,7 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,12 +21,13 @@ import click
 import machine
 import numpy as np
 import peer_kt
-import peer_llama
 
 import checkpoints
 from lsg.convert.direct import PreallocatedFile, page_aligned
 
 CHUNK = 8 << 20
+# As a module: this Python may have lsg without its scripts.
+PROGRAM = (sys.executable, "-m", "lsg.convert.cli")
 # What is converted, and how.
 RUNS = {
     "bf16 → int4": ("bf16", ["--experts", "int4"]),
@@ -67,6 +70,9 @@ RUNS = {
     help="The Python that has kt-kernel, by default this one.",
 )
 @click.option("--save/--no-save", default=True, show_default=True, help="Write benchmarks/results.")
+@click.option(
+    "--copy", type=click.Path(path_type=Path), help="Also put the saved result into this directory."
+)
 def main(
     scratch: Path,
     layers: int,
@@ -79,6 +85,7 @@ def main(
     kt_convert: Path | None,
     kt_python: Path,
     save: bool,
+    copy: Path | None,
 ) -> None:
     """Measure lsg-convert on a synthetic Qwen3-MoE checkpoint."""
     scratch.mkdir(parents=True, exist_ok=True)
@@ -101,13 +108,22 @@ def main(
         runs[name] = _run(nbytes[kind], by_threads[threads])
         runs[name]["one_thread_bytes_per_s"] = _run(nbytes[kind], by_threads[1])["bytes_per_s"]
         _say(name, runs[name])
+    peers: dict[str, Callable[[], dict[str, Any]]] = {}
     if llama_quantize is not None:
-        runs["llama-quantize, bf16 → Q4_0"] = _llama(llama_quantize, scratch, shape, threads, repeat)
+        peers["llama-quantize, bf16 → Q4_0"] = lambda: _llama(llama_quantize, scratch, shape, threads, repeat)
     if kt_convert is not None:
-        measured = [
-            peer_kt.convert(kt_python, kt_convert, source, scratch / "kt", threads) for _ in range(repeat)
-        ]
-        runs["kt-kernel, bf16 → int4"] = _run(nbytes["bf16"], measured)
+        peers["kt-kernel, bf16 → int4"] = lambda: _kt(
+            kt_python, kt_convert, source, nbytes["bf16"], threads, repeat
+        )
+    failed = []
+    for name, measure in peers.items():
+        try:
+            runs[name] = measure()
+            _say(name, runs[name])
+        except RuntimeError as error:
+            # The other rows are worth keeping; the exit code tells.
+            click.echo(f"{name}: {error}", err=True)
+            failed.append(name)
     # Only now: a child's peak memory starts at its parent's, and this takes a lot.
     limits["memcpy"] = [_memcpy_rate(threads) for _ in range(repeat)]
     limits["disk write"] = [_write_rate(scratch, nbytes["bf16"] // 2) for _ in range(repeat)]
@@ -124,6 +140,10 @@ def main(
             runs=runs,
         )
         click.echo(path.relative_to(machine.ROOT))
+        if copy is not None:
+            shutil.copy(path, copy)
+    if failed:
+        sys.exit(1)
 
 
 def _run(source_bytes: int, measured: list[tuple[float, int, int]]) -> dict[str, Any]:
@@ -137,12 +157,16 @@ def _run(source_bytes: int, measured: list[tuple[float, int, int]]) -> dict[str,
 
 
 def _say(name: str, run: dict[str, Any]) -> None:
-    one, all_ = (run[key]["median"] / 1e9 for key in ("one_thread_bytes_per_s", "bytes_per_s"))
-    click.echo(f"{name:28} {one:6.2f} {all_:6.2f} GB/s, {run['peak_rss_bytes'] / 2**20:.0f} MiB")
+    rates = [run[key]["median"] / 1e9 for key in ("one_thread_bytes_per_s", "bytes_per_s") if key in run]
+    words = " ".join(f"{rate:6.2f}" for rate in rates)
+    click.echo(f"{name:28} {words} GB/s, {run['peak_rss_bytes'] / 2**20:.0f} MiB")
 
 
 def _llama(program: Path, scratch: Path, shape: dict[str, int], threads: int, repeat: int) -> dict[str, Any]:
     """llama-quantize's rate on experts of this shape."""
+    # Imported here: it needs the package gguf, and the other measurements do not.
+    import peer_llama
+
     source = scratch / "experts.gguf"
     try:
         source_bytes = peer_llama.write_gguf(source, **shape)
@@ -155,15 +179,23 @@ def _llama(program: Path, scratch: Path, shape: dict[str, int], threads: int, re
     return _run(source_bytes, measured)
 
 
+def _kt(
+    python: Path, checkout: Path, checkpoint: Path, source_bytes: int, threads: int, repeat: int
+) -> dict[str, Any]:
+    """kt-kernel's rate on the checkpoint; importing torch takes it long, so that is told apart."""
+    measured = []
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as scratch:
+        start = [peer_kt.start(python, checkout) for _ in range(repeat)]
+        for _ in range(repeat):
+            measured.append(peer_kt.convert(python, checkout, checkpoint, Path(scratch) / "out", threads))
+    return _run(source_bytes, measured) | {"start_seconds": machine.spread(start)}
+
+
 def _start_seconds() -> float:
     """Seconds until the command can do something: it reads its options and loads what it needs."""
     began = time.perf_counter()
-    subprocess.run([_program(), "--help"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*PROGRAM, "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
-
-
-def _program() -> Path:
-    return Path(sys.executable).parent / "lsg-convert"
 
 
 def _convert(checkpoint: Path, out: Path, options: list[str], threads: int) -> tuple[float, int, int]:
@@ -171,7 +203,7 @@ def _convert(checkpoint: Path, out: Path, options: list[str], threads: int) -> t
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     process = subprocess.Popen(
-        [_program(), checkpoint, out, *options, "--threads", str(threads)], stdout=subprocess.DEVNULL
+        [*PROGRAM, checkpoint, out, *options, "--threads", str(threads)], stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began

@@ -18,10 +18,10 @@ def main(arguments: list[str]) -> None:
     machine.RESULTS.mkdir(exist_ok=True)
     plot = machine.RESULTS / f"roofline-{machine.name()}.png"
     with tempfile.NamedTemporaryFile(suffix=".json") as saved:
-        lsg = Path(sys.executable).parent / "lsg"
-        command = [lsg, "bench", "engine", *arguments, "--save", saved.name]
+        # As a module: this Python may have lsg without its scripts.
+        command = [sys.executable, "-m", "lsg.cli", "bench", "engine", *arguments, "--save", saved.name]
         if find_spec("matplotlib"):
-            command += ["--plot", plot]
+            command += ["--plot", str(plot)]
         else:
             print(f"no matplotlib, so {plot.name} stays as it is", file=sys.stderr)
         status = subprocess.run(command, check=False).returncode

@@ -75,9 +75,10 @@ def _convert(result: dict[str, Any]) -> str:
     for name, run in result["runs"].items():
         written = run["output_bytes"] / run["seconds"]["median"]
         one = run.get("one_thread_bytes_per_s")
+        start = run.get("start_seconds")
         rows.append(
             [
-                name,
+                name + (f" (start: {start['median']:.1f} s)" if start else ""),
                 _rate(one) if one else "",
                 _rate(run["bytes_per_s"]),
                 f"{written / 1e9:.2f}",

@@ -5,6 +5,7 @@
 #
 #   kernels    every kernel on AVX-512, VNNI and beyond
 #   bench      the engine's figures; BENCH holds options of benchmarks/engine.py
+#   convert    how fast lsg-convert is beside kt-kernel's converter, which .peers/kt.txz may hold
 #   hand_over  what each way between a CUDA graph and the engine costs
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
 #   served     every model family, eight at a time, about five minutes; FORMATS: how many formats of each
@@ -48,11 +49,21 @@ decode() {
   done
 }
 
+convert() {
+  local peer=()
+  if [ -f .peers/kt.txz ]; then
+    tar xJf .peers/kt.txz -C /tmp
+    peer=(--kt-convert /tmp/ktransformers)
+  fi
+  python3 benchmarks/convert.py --scratch "${SCRATCH:-/tmp/lsg-convert}" --copy "$out" "${peer[@]}"
+}
+
 for what in "$@"; do
   case $what in
     kernels) python3 -m pytest -q -p no:cacheprovider tests/kernels tests/format ;;
     # shellcheck disable=SC2086 # BENCH and PROOF hold options
     bench) python3 benchmarks/engine.py --scratch /tmp/lsg-bench ${BENCH:-} ;;
+    convert) convert ;;
     hand_over) hand_over ;;
     # shellcheck disable=SC2086
     proof) python3 tests/integration/gpu_proof.py --out "$out" ${PROOF:-} ;;
@@ -60,6 +71,6 @@ for what in "$@"; do
       python3 benchmarks/served.py --jobs "$(($(nproc) / 2))" --formats "${FORMATS:-1}" --timeout 240 \
         --logs "$out/served" --out "$out/served_gpu.json" ;;
     decode) decode ;;
-    *) echo "unknown step '$what': kernels, bench, hand_over, proof, served or decode" >&2; exit 2 ;;
+    *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, served or decode" >&2; exit 2 ;;
   esac
 done

@@ -162,7 +162,7 @@ def _lsg(
     load: str,
 ) -> list[dict[str, Any]]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [Path(sys.executable).parent / "lsg", "bench", "engine", "--shape", shape, "--format", ours]
+        command = [sys.executable, "-m", "lsg.cli", "bench", "engine", "--shape", shape, "--format", ours]
         command += ["--threads", str(threads), "--working-set", str(working_set), "--seconds", str(seconds)]
         command += ["--load", load, "--save", file.name]
         for batch in batches:
