@@ -33,11 +33,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {name: float(f"{value:.6g}") for name, value in chosen.items()}
 
 
-def save(what: str, facts: dict[str, Any], **body: object) -> Path:
-    """Write benchmarks/results/<what>-<machine>.json whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{what}-{facts['name']}.json"
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS, suffix=".tmp", delete=False) as file:
+def save(what: str, facts: dict[str, Any], out: Path | None = None, **body: object) -> Path:
+    """Write `out`, by default benchmarks/results/<what>-<machine>.json, whole or not at all."""
+    path = out or RESULTS / f"{what}-{facts['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(json.dumps({"machine": facts, **body}, indent=1) + "\n")
     Path(file.name).chmod(0o644)
     return Path(file.name).replace(path)
