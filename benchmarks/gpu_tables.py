@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from markdown import table
+
 
 def hand_over(result: dict[str, Any]) -> str:
     """What each way between a CUDA graph and the engine adds to a layer."""
@@ -35,7 +37,7 @@ def hand_over(result: dict[str, Any]) -> str:
         "added, µs",
         "added over the engine alone, µs",
     ]
-    return _table(what, head, rows)
+    return table(what, head, rows)
 
 
 def decode(result: dict[str, Any]) -> str:
@@ -57,7 +59,7 @@ def decode(result: dict[str, Any]) -> str:
         "CPU. Bound: tokens/s if nothing but the engine took time. Idle in the timeline below: GPU "
         f"{100 * idle['gpu']:.0f} %, engine {100 * idle['engine']:.0f} %, both {100 * idle['both']:.0f} %."
     )
-    return _table(what, ["batch", "tokens/s", "bound", "of the bound", "beside the engine, µs a layer"], rows)
+    return table(what, ["batch", "tokens/s", "bound", "of the bound", "beside the engine, µs a layer"], rows)
 
 
 def proof(result: dict[str, Any]) -> str:
@@ -103,9 +105,4 @@ def proof(result: dict[str, Any]) -> str:
         "Δ log-prob together: median, 99 %",
         "start, s",
     ]
-    return _table(what, head, rows)
-
-
-def _table(what: str, head: list[str], rows: list[list[str]]) -> str:
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+    return table(what, head, rows)

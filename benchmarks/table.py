@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 import gpu_tables
+import memory_tables
+from markdown import percent, rate, section, table
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -58,11 +60,13 @@ def _block(block: re.Match[str], results: Path) -> str:
         msg = f"no table is called {name!r}; there are {', '.join(TABLES)}"
         raise click.ClickException(msg)
     # A result of one machine has its name; what holds on any machine has none.
-    files = sorted([*results.glob(f"{name}-*.json"), *results.glob(f"{name}.json")])
+    kind = "txt" if name == "doctor" else "json"
+    files = sorted([*results.glob(f"{name}-*.{kind}"), *results.glob(f"{name}.{kind}")])
     if not files:
-        msg = f"{results}: no {name}.json or {name}-*.json; run benchmarks/{name}.py first"
+        msg = f"{results}: no {name}.{kind} or {name}-*.{kind}; run benchmarks/{name}.py first"
         raise click.ClickException(msg)
-    contents = [json.loads(file.read_text()) for file in files]
+    texts = [file.read_text() for file in files]
+    contents = texts if name == "doctor" else [json.loads(text) for text in texts]
     if name == "families":
         served = [json.loads(file.read_text()) for file in sorted(results.glob("served_*.json"))]
         contents = [content | {"served": served} for content in contents]
@@ -79,14 +83,14 @@ def _convert(result: dict[str, Any]) -> str:
         rows.append(
             [
                 name + (f" (start: {start['median']:.1f} s)" if start else ""),
-                _rate(one) if one else "",
-                _rate(run["bytes_per_s"]),
+                rate(one) if one else "",
+                rate(run["bytes_per_s"]),
                 f"{written / 1e9:.2f}",
-                _percent(written, limits["disk write"]["median"]),
+                percent(written, limits["disk write"]["median"]),
                 f"{run['peak_rss_bytes'] / 2**20:.0f}",
             ]
         )
-    rows += [[f"limit: {name}", "", _rate(rate), "", "", ""] for name, rate in limits.items()]
+    rows += [[f"limit: {name}", "", rate(limit), "", "", ""] for name, limit in limits.items()]
     threads = result["machine"]["threads"]
     head = ["", "1 thread, GB/s read", f"{threads} threads", "GB/s written", "of disk", "peak RSS, MiB"]
     shape = result["shape"]
@@ -95,7 +99,7 @@ def _convert(result: dict[str, Any]) -> str:
         f"intermediate size {shape['intermediate']}, {shape['experts']} experts a layer; in the page cache. "
         f"The whole command, {result['start_seconds']['median']:.2f} s of start included."
     )
-    return _section(result["machine"], what, head, rows)
+    return section(result["machine"], what, head, rows)
 
 
 def _engine(result: dict[str, Any]) -> str:
@@ -118,7 +122,7 @@ def _engine(result: dict[str, Any]) -> str:
         "arithmetic binds, GOP/s; how much that is of the limit that binds."
     )
     head = ["shape", "format", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
-    return _section(result["machine"], what, head, rows)
+    return section(result["machine"], what, head, rows)
 
 
 def _engine_cell(cell: dict[str, Any]) -> str:
@@ -169,7 +173,7 @@ def _peers(result: dict[str, Any]) -> str:
         f"{memory} GB/s read from memory. ms a layer, GB/s of the chosen experts."
     )
     head = ["bits as", "engine", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
-    return _section(result["machine"], what, head, rows)
+    return section(result["machine"], what, head, rows)
 
 
 def _peers_cell(cell: dict[str, Any]) -> str:
@@ -188,7 +192,7 @@ def _kill(result: dict[str, Any]) -> str:
     ]
     numbers = [result[key] for key in ("runs", "kills", "kills_while_working", "full_disks", "bad_shards")]
     row = [*map(str, numbers), f"{result['identical']} of {result['runs']}"]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), row)) + "\n"
+    return table("", head, [row]).lstrip("\n")
 
 
 # Columns of the families table: heading, and which encodings it gathers.
@@ -230,32 +234,7 @@ def _families(result: dict[str, Any]) -> str:
         count = sum(case["state"] == "served" for case in run["cases"])
         what += f" {run['where']}, sglang {run['sglang']}: {count} served, commit {run['commit']}."
     head = ["model", *ENCODINGS]
-    cells = [head, ["---"] * len(head), *([model, *row] for model, row in rows.items())]
-    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
-
-
-def _load(result: dict[str, Any]) -> str:
-    limits = result["limits_bytes_per_s"]
-    rows = [
-        [
-            name,
-            f"{run['seconds']['median']:.2f} s",
-            _rate(run["bytes_per_s"]),
-            _percent(run["bytes_per_s"]["median"], limits["disk"]["median"]) if name.endswith("cold") else "",
-            f"{run['peak_share']:.3f} ×",
-            f"{100 * run['huge_share']:.0f} %",
-            _rate(run["decode_bytes_per_s"], 1),
-        ]
-        for name, run in result["runs"].items()
-    ]
-    rows += [[f"limit: {name}", "", _rate(rate), "", "", "", ""] for name, rate in limits.items()]
-    head = ["`--load`", "time", "GB/s", "of disk", "peak memory", "in 2 MiB pages", "decode, GB/s"]
-    shape = result["shape"]
-    what = (
-        f"{shape['layers']} layers of {shape['model']}'s shape, {shape['format']}, "
-        f"{shape['bytes'] / 1e9:.1f} GB. Peak memory: experts and page cache together, of the files' size."
-    )
-    return _section(result["machine"], what, head, rows)
+    return table(what, head, [[model, *row] for model, row in rows.items()])
 
 
 def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]]) -> str:
@@ -272,127 +251,21 @@ def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]
     )
 
 
-# Scenarios of tests/numa by name.
-NUMA_SCENARIOS = {
-    "doctor": "`lsg doctor` sees the machine",
-    "serve:map": "`--load map`",
-    "serve:huge": "`--load huge`",
-    "reading": "which node's threads read a byte first",
-    "bind:node": "`--bind node`",
-    "cpuset:cores": "container with one node's cores",
-    "cpuset:node": "container with one node's cores and memory",
-    "restart:map": "`--load map` again: nothing is read",
-    "foreign:map": "`--load map`, files cached on a wrong node",
-    "short:map": "`--load map`, memory short on a node",
-    "short:huge": "`--load huge`, memory short on a node",
-    "short:map-spill": "the same with `--spill`, map",
-    "short:huge-spill": "the same with `--spill`, huge",
-}
-
-
-def _numa(result: dict[str, Any]) -> str:
-    rows = []
-    for row in result["rows"]:
-        pages = f"{row['pages_right']} of {row['pages_total']}" if row["pages_total"] else ""
-        threads = f"{row['threads_right']} of {row['threads_total']}" if row["threads_total"] else ""
-        equal = {None: "", True: "yes", False: "no"}[row["result_equal"]]
-        outcome = "; ".join(row["faults"]) or row["note"] or "as it should be"
-        scenario = NUMA_SCENARIOS[row["scenario"]]
-        rows.append([row["machine"], scenario, pages, threads, equal, f"{row['seconds']:.0f}", outcome])
-    what = (
-        f"{result['qemu']}, software emulation, Linux {result['kernel']}; the wheel of commit "
-        f"{result['commit']}, {result['model']}. Pages: those of 4 KiB of the experts that are on the node "
-        "they belong to, after the computation. Threads: pinned as planned, and last seen there. Same bits: "
-        "the results are those of the machine with one node."
-    )
-    head = ["machine", "tried", "pages", "threads", "same bits", "s", "outcome"]
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
-
-
-def _section(machine: dict[str, Any], what: str, head: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {machine['threads']} threads, {machine['isa']}, "
-        f"{machine['compiler']}, governor: {machine['governor']}, THP: {machine['transparent_hugepages']}, "
-        f"commit {machine['commit']}. {what} Median (lowest … highest).",
-        "",
-        *(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _rate(value: dict[str, float], digits: int = 2) -> str:
-    median, low, high = (f"{value[key] / 1e9:.{digits}f}" for key in ("median", "low", "high"))
-    return f"{median} ({low} … {high})"
-
-
-def _percent(value: float, limit: float) -> str:
-    return f"{100 * value / limit:.0f} %"
-
-
-def _cross_node(result: dict[str, Any]) -> str:
-    worst = max(share for row in result["models"] for share in row["share_at_1"].values())
-    percent, largest = round(100 * result["limit"]), result["max_batch"]
-    rows = []
-    for row in result["models"]:
-        shares = [f"{100 * row['share_at_1'][nodes]:.2f} %" for nodes in ("2", "4", "8")]
-        above = [str(row["batch_above_limit"][nodes] or f"> {largest}") for nodes in ("2", "4", "8")]
-        rows.append([row["model"], *shares, *above])
-    what = (
-        f"Counted, {result['format']}, as a share of the expert bytes that are read. For one token at most "
-        f"{100 * worst:.2f} %. Of large batches the experts are read once but every token crosses: the last "
-        f"columns give the batch (powers of two, random routing) from which it is over {percent} %; such "
-        "large batches are bound by arithmetic."
-    )
-    head = ["model", "2 nodes", "4 nodes", "8 nodes", f"> {percent} % on 2", "on 4", "on 8"]
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join([what, "", *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
-
-
-def _power(result: dict[str, Any]) -> str:
-    def us(value: dict[str, float]) -> str:
-        return f"{value['median']:.0f} ({value['low']:.0f} … {value['high']:.0f})"
-
-    rows = [
-        [
-            f"{name} (spins {run['spin_us']} µs)",
-            f"{100 * run['idle_cpu']:.1f} %",
-            f"{100 * run['cpu_while_decoding']:.0f} %",
-            *(us(run[key]) for key in ("layer_us", "layer_us_after_pause")),
-            *(us(run[key]) for key in ("handover_us", "handover_us_after_pause")),
-        ]
-        for name, run in result["runs"].items()
-    ]
-    head = [
-        "workers",
-        "idle CPU",
-        "CPU decoding",
-        "layer, µs",
-        "after a pause",
-        "hand-over, µs",
-        "after a pause",
-    ]
-    what = (
-        "One token through int4 layers of Qwen3-30B-A3B's shape with 32 experts, in turn; pauses of "
-        f"{result['pause_us']:.0f} µs as the GPU's part of a layer, in which the caller stays busy (100 %). "
-        "Hand-over: a layer of almost no work, from Python. In brackets: fastest and slowest tenth."
-    )
-    return _section(result["machine"], what, head, rows).replace(" Median (lowest … highest).", "")
-
-
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+# Each takes the content of a result file.
+TABLES: dict[str, Callable[[Any], str]] = {
     "convert": _convert,
-    "cross_node": _cross_node,
+    "cross_node": memory_tables.cross_node,
     "decode": gpu_tables.decode,
+    "doctor": memory_tables.doctor,
     "engine": _engine,
     "families": _families,
     "gpu_proof": gpu_tables.proof,
     "hand_over": gpu_tables.hand_over,
     "kill": _kill,
-    "load": _load,
-    "numa": _numa,
+    "load": memory_tables.load,
+    "numa": memory_tables.numa,
     "peers": _peers,
-    "power": _power,
+    "power": memory_tables.power,
 }
 
 if __name__ == "__main__":

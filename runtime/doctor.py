@@ -69,8 +69,9 @@ def _nodes(facts: Facts) -> Iterator[Finding]:
     nodes = facts.host.topology.nodes
     homes = facts.host.home_nodes
     crew = Counter(facts.host.home_of(core) for core in facts.host.cores)
-    found = f"{len(nodes)} NUMA nodes on {facts.sockets} sockets; experts on " + ", ".join(
-        f"node {home} with {crew[home]} cores" for home in homes
+    experts = ", ".join(f"node {home} with {_several(crew[home], 'core')}" for home in homes)
+    found = (
+        f"{_several(len(nodes), 'NUMA node')} on {_several(facts.sockets, 'socket')}; experts on {experts}"
     )
     cores_per_socket = len(facts.host.cores) / facts.sockets
     if len(set(crew.values())) > 1:
@@ -257,3 +258,7 @@ def _gpus(facts: Facts) -> Iterator[Finding]:
             )
         else:
             yield Finding("GPU", "good", found)
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

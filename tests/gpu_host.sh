@@ -4,6 +4,8 @@
 #   [BENCH="…"] [WAYS="…"] [OUT=DIR] tests/gpu_host.sh STEP...
 #
 #   kernels    every kernel on AVX-512, VNNI and beyond
+#   doctor     what lsg doctor says
+#   power      idle CPU and the price of letting workers sleep, about a minute; POWER holds options of benchmarks/power.py
 #   bench      the engine's figures; BENCH holds options of benchmarks/engine.py
 #   convert    how fast lsg-convert is beside kt-kernel's converter, which .peers/kt.txz may hold
 #   hand_over  what each way between a CUDA graph and the engine costs
@@ -58,9 +60,14 @@ convert() {
   python3 benchmarks/convert.py --scratch "${SCRATCH:-/tmp/lsg-convert}" --copy "$out" "${peer[@]}"
 }
 
+machine="$(python3 -c 'from lsg.runtime.bench.machine import name; print(name())')"
+
 for what in "$@"; do
   case $what in
     kernels) python3 -m pytest -q -p no:cacheprovider tests/kernels tests/format ;;
+    doctor) python3 -m lsg.cli doctor | tee "$out/doctor-$machine.txt" ;;
+    # shellcheck disable=SC2086
+    power) python3 benchmarks/power.py --scratch /tmp --out "$out/power-$machine.json" ${POWER:-} ;;
     # shellcheck disable=SC2086 # BENCH and PROOF hold options
     bench) python3 benchmarks/engine.py --scratch /tmp/lsg-bench ${BENCH:-} ;;
     convert) convert ;;

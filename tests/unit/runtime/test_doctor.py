@@ -50,7 +50,7 @@ def filled():
     [
         ({"isa": "avx2"}, ["avx2", "VNNI", "choose a processor"]),
         ({"isa": "avx2", "virtual": True}, ["virtual machine"]),
-        ({"nodes": (64,)}, ["1 NUMA nodes on 1 sockets", "NPS4", "BIOS"]),
+        ({"nodes": (64,)}, ["1 NUMA node on 1 socket;", "NPS4", "BIOS"]),
         ({"nodes": (32, 32), "sockets": 2, "cpu": "Intel(R) Xeon(R)"}, ["SNC4", "BIOS"]),
         ({"nodes": (64,), "virtual": True}, ["hypervisor"]),
         ({"nodes": (32, 8)}, ["node 1 with 8 cores", "cpuset"]),

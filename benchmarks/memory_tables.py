@@ -1,0 +1,128 @@
+"""The README's tables about memory, nodes and threads, from their result files' contents."""
+
+from typing import Any
+
+from markdown import percent, rate, section, table
+
+
+def doctor(text: str) -> str:
+    """What `lsg doctor` says about a machine."""
+    lines = "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+    return f"```console\n$ lsg doctor\n{lines}\n```\n"
+
+
+def load(result: dict[str, Any]) -> str:
+    """How experts come into memory."""
+    limits = result["limits_bytes_per_s"]
+    rows = [
+        [
+            name,
+            f"{run['seconds']['median']:.2f} s",
+            rate(run["bytes_per_s"]),
+            percent(run["bytes_per_s"]["median"], limits["disk"]["median"]) if name.endswith("cold") else "",
+            f"{run['peak_share']:.3f} ×",
+            f"{100 * run['huge_share']:.0f} %",
+            rate(run["decode_bytes_per_s"], 1),
+        ]
+        for name, run in result["runs"].items()
+    ]
+    rows += [[f"limit: {name}", "", rate(limit), "", "", "", ""] for name, limit in limits.items()]
+    head = ["`--load`", "time", "GB/s", "of disk", "peak memory", "in 2 MiB pages", "decode, GB/s"]
+    shape = result["shape"]
+    what = (
+        f"{shape['layers']} layers of {shape['model']}'s shape, {shape['format']}, "
+        f"{shape['bytes'] / 1e9:.1f} GB. Peak memory: experts and page cache together, of the files' size."
+    )
+    return section(result["machine"], what, head, rows)
+
+
+# Scenarios of tests/numa by name.
+NUMA_SCENARIOS = {
+    "doctor": "`lsg doctor` sees the machine",
+    "serve:map": "`--load map`",
+    "serve:huge": "`--load huge`",
+    "reading": "which node's threads read a byte first",
+    "bind:node": "`--bind node`",
+    "cpuset:cores": "container with one node's cores",
+    "cpuset:node": "container with one node's cores and memory",
+    "restart:map": "`--load map` again: nothing is read",
+    "foreign:map": "`--load map`, files cached on a wrong node",
+    "short:map": "`--load map`, memory short on a node",
+    "short:huge": "`--load huge`, memory short on a node",
+    "short:map-spill": "the same with `--spill`, map",
+    "short:huge-spill": "the same with `--spill`, huge",
+}
+
+
+def numa(result: dict[str, Any]) -> str:
+    """What the emulated machines showed."""
+    rows = []
+    for row in result["rows"]:
+        pages = f"{row['pages_right']} of {row['pages_total']}" if row["pages_total"] else ""
+        threads = f"{row['threads_right']} of {row['threads_total']}" if row["threads_total"] else ""
+        equal = {None: "", True: "yes", False: "no"}[row["result_equal"]]
+        outcome = "; ".join(row["faults"]) or row["note"] or "as it should be"
+        scenario = NUMA_SCENARIOS[row["scenario"]]
+        rows.append([row["machine"], scenario, pages, threads, equal, f"{row['seconds']:.0f}", outcome])
+    what = (
+        f"{result['qemu']}, software emulation, Linux {result['kernel']}; the wheel of commit "
+        f"{result['commit']}, {result['model']}. Pages: those of 4 KiB of the experts that are on the node "
+        "they belong to, after the computation. Threads: pinned as planned, and last seen there. Same bits: "
+        "the results are those of the machine with one node."
+    )
+    head = ["machine", "tried", "pages", "threads", "same bits", "s", "outcome"]
+    return table(what, head, rows)
+
+
+def cross_node(result: dict[str, Any]) -> str:
+    """What crosses between nodes."""
+    worst = max(share for row in result["models"] for share in row["share_at_1"].values())
+    percent, largest = round(100 * result["limit"]), result["max_batch"]
+    rows = []
+    for row in result["models"]:
+        shares = [f"{100 * row['share_at_1'][nodes]:.2f} %" for nodes in ("2", "4", "8")]
+        above = [str(row["batch_above_limit"][nodes] or f"> {largest}") for nodes in ("2", "4", "8")]
+        rows.append([row["model"], *shares, *above])
+    what = (
+        f"Counted, {result['format']}, as a share of the expert bytes that are read. For one token at most "
+        f"{100 * worst:.2f} %. Of large batches the experts are read once but every token crosses: the last "
+        f"columns give the batch (powers of two, random routing) from which it is over {percent} %; such "
+        "large batches are bound by arithmetic."
+    )
+    head = ["model", "2 nodes", "4 nodes", "8 nodes", f"> {percent} % on 2", "on 4", "on 8"]
+    return table(what, head, rows)
+
+
+def power(result: dict[str, Any]) -> str:
+    """What waiting for the next layer costs, awake and asleep."""
+    ways = result["ways"]
+    pauses = list(next(iter(ways.values()))["layer_us"])
+    worked = [pause for pause in pauses if pause != "0"]
+    rows = []
+    for name, way in ways.items():
+        row = [f"{name}: {way['spin_us']} µs", f"{100 * way['idle_cpu']:.2f} %"]
+        row += [f"{100 * way['pause_cpu'][pause]:.1f} %" for pause in worked]
+        for pause in pauses:
+            cell = f"{way['layer_us'][pause]['median']:.0f}"
+            if name != result["reference"]:
+                cost = way["cost_us"][pause]
+                cell += (
+                    f"; {cost['median']:+.0f} ({cost['low']:+.0f} … {cost['high']:+.0f}), "
+                    f"{100 * way['cost_share'][pause]['median']:+.1f} %"
+                )
+            row.append(cell)
+        rows.append(row)
+    head = [
+        "workers spin",
+        "idle CPU",
+        *(f"CPU in pauses of {pause} µs" for pause in worked),
+        *("layer, no pause, µs" if pause == "0" else f"after {pause} µs" for pause in pauses),
+    ]
+    shape = result["shape"]
+    what = (
+        f"One token through cold {shape['format']} layers of {shape['model']}'s shape, with pauses between "
+        "layers as the GPU would make them. Idle CPU: of the whole process, 100 % is one CPU; CPU in pauses: "
+        "of a worker. Behind a layer's time: what it costs more than with the longest spin, and how much "
+        "that is of layer and pause."
+    )
+    return section(result["machine"], what, head, rows, "Medians (quartiles).")
