@@ -73,8 +73,8 @@ def main(threads: int | None, seconds: float, repeat: int, scratch: Path, out: P
         "ways": {name: {"spin_us": WAYS[name], **way.result(reference)} for name, way in ways.items()},
     }
     path = machine.save("power", facts | {"threads": placed.threads}, out, **result)
-    for name, way in result["ways"].items():
-        click.echo(f"{name}: {way}")
+    for name, way in ways.items():
+        click.echo(f"{name} (spins {WAYS[name]} µs): {way.line(reference)}")
     click.echo(path)
 
 
@@ -188,6 +188,16 @@ class Way:
             "cost_us": cost,
             "cost_share": lost,
         }
+
+    def line(self, reference: "Way") -> str:
+        """The same in short."""
+        found = self.result(reference)
+        layers = ", ".join(
+            f"{found['layer_us'][pause]['median']:.0f} µs ({found['cost_us'][pause]['median']:+.0f}) after {pause}"
+            for pause in PAUSES_US
+        )
+        paused = ", ".join(f"{100 * share:.1f} % in {pause}" for pause, share in found["pause_cpu"].items())
+        return f"idle CPU {100 * found['idle_cpu']:.2f} %, workers' {paused}; layers {layers} µs of pause"
 
 
 def _callers_cpu(placed: placement.Placement) -> int:
