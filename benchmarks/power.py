@@ -192,8 +192,9 @@ class Way:
     def line(self, reference: "Way") -> str:
         """The same in short."""
         found = self.result(reference)
+        layer, cost = found["layer_us"], found["cost_us"]
         layers = ", ".join(
-            f"{found['layer_us'][pause]['median']:.0f} µs ({found['cost_us'][pause]['median']:+.0f}) after {pause}"
+            f"{layer[pause]['median']:.0f} µs ({cost[pause]['median']:+.0f}) after {pause}"
             for pause in PAUSES_US
         )
         paused = ", ".join(f"{100 * share:.1f} % in {pause}" for pause, share in found["pause_cpu"].items())
