@@ -42,42 +42,96 @@ struct BlockSums {
   }
 };
 
-// A block's scales and zero points for one group of inputs, as floats, [64].
+// A block's scales and zero points as floats, for up to kRun groups of inputs at once: a scale's
+// type is asked once a run.
+template <int kRun>
 struct GroupScales {
-  alignas(64) float scale[kBlockN];
-  alignas(64) float zero_point[kBlockN];
+  alignas(64) float scale[kRun][kBlockN];
+  alignas(64) float zero_point[kRun][kBlockN];
 
-  // `factor`, a power of two, is what the codes are off by.
-  void Load(const Panel& panel, int block, int group, float factor = 1.0f) {
-    const int per_group = kBlockN / panel.scale_rows;
-    const int64_t first = (int64_t{block} * panel.scale_groups + group) * per_group;
-    for (int n = 0; n < kBlockN; n += Simd::kLanes) {
-      const Simd::F global = Simd::Set1(panel.global_scale[n / 32] * factor);
-      const Simd::F value =
-          panel.scale_rows == 1 ? Vector(panel, first + n) : Shared(panel, first + n / 32);
-      Simd::Store(scale + n, Simd::Mul(value, global));
+  // Of groups `group` … `group + count - 1`. `factor`, a power of two, is what the codes are off
+  // by.
+  void Load(const Panel& panel, int block, int group, int count, float factor = 1.0f) {
+    switch (panel.scale_dtype) {
+      case ScaleDtype::kF32:
+        return Read<4>(panel, block, group, count, factor,
+                       [](const uint8_t* p) { return Simd::FromBits(Simd::LoadBits(p)); });
+      case ScaleDtype::kF16:
+        return Read<2>(panel, block, group, count, factor,
+                       [](const uint8_t* p) { return Simd::LoadF16(p); });
+      case ScaleDtype::kBf16:
+        return Read<2>(panel, block, group, count, factor, [](const uint8_t* p) {
+          return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(p)));
+        });
+      case ScaleDtype::kFp8E4m3:
+        return Read<1>(panel, block, group, count, factor,
+                       [](const uint8_t* p) { return FromE4m3(Simd::LoadU8(p)); });
+      case ScaleDtype::kE8m0:
+        // 2^(code - 127); 2^-127 (code 0) reads as 0.
+        return Read<1>(panel, block, group, count, factor, [](const uint8_t* p) {
+          return Simd::FromBits(Simd::ShiftLeft<23>(Simd::LoadU8(p)));
+        });
+      case ScaleDtype::kNone:
+        return Read<0>(panel, block, group, count, factor,
+                       [](const uint8_t*) { return Simd::Set1(1.0f); });
     }
   }
 
-  // Integer codes are stored with an offset: their zero point, or `otherwise` (8 for int4) in
-  // panels without, which then need it once. `shift`: how much more the kernel's operands are off.
-  void LoadZeroPoints(const Panel& panel, int block, int group, float otherwise,
-                      float shift = 0.0f) {
-    const int per_group = kBlockN / panel.scale_rows;
-    const int64_t first = (int64_t{block} * panel.scale_groups + group) * per_group;
-    for (int n = 0; n < kBlockN; n += Simd::kLanes) {
-      Simd::F value = Simd::Set1(otherwise);
-      if (panel.zero_points != nullptr) {
-        value = panel.scale_rows == 1
-                    ? Simd::FromInt(Simd::LoadU8(panel.zero_points + first + n))
-                    : Simd::Set1(static_cast<float>(panel.zero_points[first + n / 32]));
-        value = Simd::Add(value, Simd::Set1(shift));
+  // Codes are stored with an offset: their zero point plus `shift`, or `otherwise` in panels
+  // without.
+  void LoadZeroPoints(const Panel& panel, int block, int group, int count, float shift,
+                      float otherwise) {
+    if (panel.zero_points == nullptr) {
+      for (int g = 0; g < count; ++g) {
+        for (float& offset : zero_point[g]) offset = otherwise;
       }
-      Simd::Store(zero_point + n, value);
+      return;
+    }
+    const uint8_t* from = At(panel, panel.zero_points, 1, block, group);
+    for (int g = 0; g < count; ++g) {
+      for (int n = 0; n < kBlockN; n += Simd::kLanes) {
+        const Simd::F value = panel.scale_rows == 1
+                                  ? Simd::FromInt(Simd::LoadU8(from + n))
+                                  : Simd::Set1(static_cast<float>(from[n / panel.scale_rows]));
+        Simd::Store(zero_point[g] + n, Simd::Add(value, Simd::Set1(shift)));
+      }
+      from += kBlockN / panel.scale_rows;
     }
   }
 
  private:
+  static const uint8_t* At(const Panel& panel, const uint8_t* section, int bytes, int block,
+                           int group) {
+    return section +
+           (int64_t{block} * panel.scale_groups + group) * (kBlockN / panel.scale_rows * bytes);
+  }
+
+  template <int kBytes, typename FromCodes>
+  void Read(const Panel& panel, int block, int group, int count, float factor,
+            FromCodes&& from_codes) {
+    const uint8_t* from = At(panel, panel.scales, kBytes, block, group);
+    const Simd::F global[2] = {Simd::Set1(panel.global_scale[0] * factor),
+                               Simd::Set1(panel.global_scale[1] * factor)};
+    for (int g = 0; g < count; ++g, from += kBlockN / panel.scale_rows * kBytes) {
+      if (panel.scale_rows == 1) {
+        for (int n = 0; n < kBlockN; n += Simd::kLanes) {
+          Simd::Store(scale[g] + n, Simd::Mul(from_codes(from + n * kBytes), global[n / 32]));
+        }
+      } else {
+        // A vector of codes is read, so one that rows share is repeated.
+        for (int half = 0; half < 2; ++half) {
+          alignas(64) uint8_t repeated[kTileN * 4];
+          for (int i = 0; i < kTileN; ++i) {
+            std::memcpy(repeated + i * kBytes, from + half * 32 / panel.scale_rows * kBytes,
+                        kBytes);
+          }
+          const Simd::F value = Simd::Mul(from_codes(repeated), global[half]);
+          for (int n = 0; n < 32; n += Simd::kLanes) Simd::Store(scale[g] + half * 32 + n, value);
+        }
+      }
+    }
+  }
+
   // e4m3 in f32's places reads 2^120 too small; exact for subnormals as well.
   static Simd::F FromE4m3(Simd::I code) {
     const Simd::I magnitude = Simd::ShiftLeft<20>(Simd::And(code, Simd::Set1Bits(0x7f)));
@@ -85,54 +139,62 @@ struct GroupScales {
     const Simd::F scaled = Simd::Mul(Simd::FromBits(magnitude), Simd::Set1(0x1p120f));
     return Simd::Mul(scaled, Simd::FromBits(Simd::Or(sign, Simd::Set1Bits(0x3f800000))));
   }
-  // 2^(code - 127); 2^-127 (code 0) reads as 0.
-  static Simd::F FromE8m0(Simd::I code) { return Simd::FromBits(Simd::ShiftLeft<23>(code)); }
+};
 
-  static Simd::F Vector(const Panel& panel, int64_t at) {
-    switch (panel.scale_dtype) {
-      case ScaleDtype::kF32:
-        return Simd::FromBits(Simd::LoadBits(panel.scales + at * 4));
-      case ScaleDtype::kF16:
-        return Simd::LoadF16(panel.scales + at * 2);
-      case ScaleDtype::kBf16:
-        return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(panel.scales + at * 2)));
-      case ScaleDtype::kFp8E4m3:
-        return FromE4m3(Simd::LoadU8(panel.scales + at));
-      case ScaleDtype::kE8m0:
-        return FromE8m0(Simd::LoadU8(panel.scales + at));
-      case ScaleDtype::kNone:
-        break;
-    }
-    return Simd::Set1(1.0f);
+// Of a tile of inputs, the first of its scale groups.
+template <int kGroups>
+int FirstGroup(const Panel& panel, int k_tile) {
+  return kGroups > 1 ? k_tile * kGroups : k_tile / panel.tiles_per_scale;
+}
+
+// The codes of a tile of a block's inputs: four tiles of 16 outputs, the next inputs' behind them.
+inline const uint8_t* CodesAt(const Panel& panel, int bits, int block, int k_tile) {
+  return panel.codes + (int64_t{block} * panel.k_tiles + k_tile) * kTilesPerBlock *
+                           static_cast<int64_t>(TileBytes(bits));
+}
+
+// The scales that the tiles of a panel meet, one tile after the other along the inputs.
+// kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
+template <int kGroups>
+class ScaleWalk {
+ public:
+  // `factor` and the zero points' `shift` as in GroupScales; `otherwise`: the offset of codes
+  // without zero points.
+  ScaleWalk(const Panel& panel, float factor, float shift, float otherwise)
+      : panel_(panel), factor_(factor), shift_(shift) {
+    if (panel.zero_points == nullptr) run_.LoadZeroPoints(panel, 0, 0, kRun, shift, otherwise);
   }
 
-  // One scale for a vector of outputs.
-  static Simd::F Shared(const Panel& panel, int64_t at) {
-    uint32_t wide = 0;
-    uint16_t half = 0;
-    switch (panel.scale_dtype) {
-      case ScaleDtype::kF32:
-        std::memcpy(&wide, panel.scales + at * 4, 4);
-        return Simd::FromBits(Simd::Set1Bits(wide));
-      case ScaleDtype::kF16: {
-        // Conversion takes a vector: repeat the scale until one is full.
-        uint16_t repeated[kTileN];
-        std::memcpy(&half, panel.scales + at * 2, 2);
-        for (uint16_t& copy : repeated) copy = half;
-        return Simd::LoadF16(repeated);
-      }
-      case ScaleDtype::kBf16:
-        std::memcpy(&half, panel.scales + at * 2, 2);
-        return Simd::FromBits(Simd::Set1Bits(uint32_t{half} << 16));
-      case ScaleDtype::kFp8E4m3:
-        return FromE4m3(Simd::Set1Bits(panel.scales[at]));
-      case ScaleDtype::kE8m0:
-        return FromE8m0(Simd::Set1Bits(panel.scales[at]));
-      case ScaleDtype::kNone:
-        break;
-    }
-    return Simd::Set1(1.0f);
+  // To the tile before the first of a block.
+  void Begin(int block) {
+    block_ = block;
+    group_ = -kGroups;
+    tiles_left_ = 0;
   }
+
+  void Next() {
+    if (kGroups == 1 && --tiles_left_ > 0) return;
+    tiles_left_ = panel_.tiles_per_scale;
+    group_ += kGroups;
+    if (group_ % kRun != 0) return;
+    const int left = panel_.scale_groups - group_;
+    const int count = left < kRun ? left : kRun;
+    run_.Load(panel_, block_, group_, count, factor_);
+    if (panel_.zero_points != nullptr) {
+      run_.LoadZeroPoints(panel_, block_, group_, count, shift_, 0.0f);
+    }
+  }
+
+  // Of the tile's group `g`, [64].
+  const float* Scale(int g) const { return run_.scale[group_ % kRun + g]; }
+  const float* ZeroPoint(int g) const { return run_.zero_point[group_ % kRun + g]; }
+
+ private:
+  static constexpr int kRun = 8;
+  const Panel& panel_;
+  const float factor_, shift_;
+  int block_ = 0, group_ = 0, tiles_left_ = 0;
+  GroupScales<kRun> run_;
 };
 
 }  // namespace

@@ -69,28 +69,29 @@ struct UInt8Weight {
   }
 };
 
-// An 8-bit float whose magnitude bits, moved up by kMove, read 2^kBias too small as f32. Exact,
-// subnormals included; the converter refuses codes that are infinite or NaN.
-template <int kMove, int kBias>
+// An 8-bit float: moved to the top of a lane and kSpread down again, sign-extended, its exponent
+// and mantissa stand in f32's places, and kMask takes the copies of the sign between them away. It
+// then reads 2^kBias too small. Exact, subnormals included; the converter refuses codes that are
+// infinite or NaN.
+template <int kSpread, uint32_t kMask, int kBias>
 struct Fp8Weight {
   static constexpr int kBits = 8;
   static constexpr bool kScaled = true, kZeroPoints = false;
   static constexpr float kDefaultZeroPoint = 0.0f;
   template <int kByte>
   static Simd::F Value(Simd::I lanes) {
-    const Simd::I code = Field<8 * kByte, 255>(lanes);
-    const Simd::I sign = Simd::ShiftLeft<24>(Simd::And(code, Simd::Set1Bits(0x80)));
-    const Simd::I magnitude = Simd::ShiftLeft<kMove>(Simd::And(code, Simd::Set1Bits(0x7f)));
+    const Simd::I top = Simd::ShiftLeft<24 - 8 * kByte>(lanes);
+    const Simd::I bits = Simd::And(Simd::ShiftRightSigned<kSpread>(top), Simd::Set1Bits(kMask));
     const Simd::F power = Simd::FromBits(Simd::Set1Bits((127u + kBias) << 23));
-    return Simd::Mul(Simd::FromBits(Simd::Or(magnitude, sign)), power);
+    return Simd::Mul(Simd::FromBits(bits), power);
   }
   static void Decode(Simd::I lanes, Simd::F, Simd::F* w) {
     w[0] = Value<0>(lanes), w[1] = Value<1>(lanes);
     w[2] = Value<2>(lanes), w[3] = Value<3>(lanes);
   }
 };
-using E4m3Weight = Fp8Weight<20, 120>;
-using E5m2Weight = Fp8Weight<21, 112>;
+using E4m3Weight = Fp8Weight<4, 0x87f00000, 120>;
+using E5m2Weight = Fp8Weight<3, 0x8fe00000, 112>;
 
 struct Bf16Weight {
   static constexpr int kBits = 16;
@@ -125,30 +126,19 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
   constexpr int kLines = kTileK / kInputs;
   const uint8_t* codes = panel.codes;
   BlockSums<M> sums;
-  GroupScales group[kGroups];
+  ScaleWalk<kGroups> scales(panel, 1.0f, 0.0f, Weight::kDefaultZeroPoint);
   for (int block = 0; block < panel.blocks; ++block) {
     sums.Begin(panel, block, y, accumulate);
+    scales.Begin(block);
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
-      if constexpr (Weight::kScaled) {
-        if (kGroups > 1 || k_tile % panel.tiles_per_scale == 0) {
-          for (int g = 0; g < kGroups; ++g) {
-            const int at = kGroups > 1 ? k_tile * kGroups + g : k_tile / panel.tiles_per_scale;
-            group[g].Load(panel, block, at);
-            if constexpr (Weight::kZeroPoints) {
-              if (panel.zero_points != nullptr || (block == 0 && k_tile == 0)) {
-                group[g].LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint);
-              }
-            }
-          }
-        }
-      }
+      if constexpr (Weight::kScaled) scales.Next();
       for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
         PrefetchTile(codes, kTileBytes);
         for (int part = 0; part < kParts; ++part) {
           const int n = t * kTileN + part * Simd::kLanes;
           for (int g = 0; g < kGroups; ++g) {
             Simd::F zero_point = Simd::Zero();
-            if constexpr (Weight::kZeroPoints) zero_point = Simd::Load(group[g].zero_point + n);
+            if constexpr (Weight::kZeroPoints) zero_point = Simd::Load(scales.ZeroPoint(g) + n);
             // Two sums a token halve the chain of dependent additions.
             Simd::F even[M], odd[M];
             for (int m = 0; m < M; ++m) even[m] = odd[m] = Simd::Zero();
@@ -168,7 +158,7 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
               Simd::F& sum = sums.at[m][t][part];
               const Simd::F tile = Simd::Add(even[m], odd[m]);
               if constexpr (Weight::kScaled) {
-                sum = Simd::Fma(tile, Simd::Load(group[g].scale + n), sum);
+                sum = Simd::Fma(tile, Simd::Load(scales.Scale(g) + n), sum);
               } else {
                 sum = Simd::Add(sum, tile);
               }

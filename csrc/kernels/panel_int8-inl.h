@@ -8,12 +8,15 @@ namespace lsg {
 namespace {
 
 // An integer weight format turns one part of a line into kOperands operands of a dot product, each
-// four consecutive inputs of its lanes' outputs. An operand holds code + kOffset of the format's
-// own offset, so the default zero point says what to subtract.
+// four consecutive inputs of its lanes' outputs. Where kOffset, operands are off by the zero point,
+// or by kDefaultZeroPoint in panels without. At most kMaxDots dot products go into one sum before
+// Finish.
 
 // 0 … 15, stored with an offset of 8 or a zero point.
 struct Int4Operand {
   static constexpr int kBits = 4;
+  static constexpr int kMaxDots = 8;
+  static constexpr bool kOffset = true;
   static constexpr float kDefaultZeroPoint = 8.0f;
   static constexpr float kZeroPointShift = 0.0f;
   static constexpr float kScale = 1.0f;
@@ -29,6 +32,8 @@ struct Int4Operand {
 // -128 … 127. A level whose dot product wants unsigned weights adds kWideOffset to each.
 struct Int8Operand {
   static constexpr int kBits = 8;
+  static constexpr int kMaxDots = kTileK / 4;
+  static constexpr bool kOffset = Simd::kWideOffset != 0;
   static constexpr float kDefaultZeroPoint = Simd::kWideOffset;
   static constexpr float kZeroPointShift = 0.0f;
   static constexpr float kScale = 1.0f;
@@ -42,6 +47,8 @@ struct Int8Operand {
 // 0 … 255 with a zero point.
 struct UInt8Operand {
   static constexpr int kBits = 8;
+  static constexpr int kMaxDots = kTileK / 4;
+  static constexpr bool kOffset = true;
   static constexpr float kDefaultZeroPoint = Simd::kWideOffset - 128.0f;
   static constexpr float kZeroPointShift = Simd::kWideOffset - 128.0f;
   static constexpr float kScale = 1.0f;
@@ -52,31 +59,43 @@ struct UInt8Operand {
   static Simd::I Finish(Simd::I acc) { return acc; }
 };
 
-constexpr uint8_t WideCode(int code) { return static_cast<uint8_t>(code + Simd::kWideOffset); }
-
-// The sixteen values of e2m1 twice over are integers.
+// The sixteen values of e2m1 twice over are integers, 0 … 24 with an offset of 12.
 struct E2m1Operand {
   static constexpr int kBits = 4;
-  static constexpr float kDefaultZeroPoint = Simd::kWideOffset;
+  // Four sums of two products in 16 bits: at most 24384.
+  static constexpr int kMaxDots = 4;
+  static constexpr bool kOffset = true;
+  static constexpr float kDefaultZeroPoint = 12.0f;
   static constexpr float kZeroPointShift = 0.0f;
   static constexpr float kScale = 0.5f;
   static void Unpack(Simd::I line, Simd::I* operand) {
-    alignas(16) static constexpr uint8_t kDoubled[16] = {
-        WideCode(0),  WideCode(1),  WideCode(2),  WideCode(3),  WideCode(4),  WideCode(6),
-        WideCode(8),  WideCode(12), WideCode(0),  WideCode(-1), WideCode(-2), WideCode(-3),
-        WideCode(-4), WideCode(-6), WideCode(-8), WideCode(-12)};
+    alignas(16) static constexpr uint8_t kDoubled[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                         12, 11, 10, 9,  8,  6,  4,  0};
     const Simd::I low_nibbles = Simd::Set1Bits(0x0f0f0f0f);
     operand[0] = Simd::LookupBytes(kDoubled, Simd::And(line, low_nibbles));
     operand[1] = Simd::LookupBytes(kDoubled, Simd::And(Simd::ShiftRight<4>(line), low_nibbles));
   }
-  static Simd::I Dot(Simd::I acc, Simd::I w, Simd::I x) { return Simd::DotWide(acc, w, x); }
-  static Simd::I Finish(Simd::I acc) { return acc; }
+  static Simd::I Dot(Simd::I acc, Simd::I w, Simd::I x) { return Simd::Dot(acc, w, x); }
+  static Simd::I Finish(Simd::I acc) { return Simd::FinishDot(acc); }
 };
 
 template <class Weight>
 constexpr int kOperands = 8 / Weight::kBits;
 // Operands of a tile: eight times four inputs.
 constexpr int kTileOperands = kTileK / 4;
+// Sums of a tile that are finished on their own: one for each scale group, or more where the
+// operands would overflow a sum.
+template <class Weight, int kGroups>
+constexpr int kTileSums =
+    kGroups * Weight::kMaxDots >= kTileOperands ? kGroups : kTileOperands / Weight::kMaxDots;
+
+// The sum of a group's products.
+template <class Weight, int kSums>
+Simd::I FinishSums(const Simd::I* sums) {
+  Simd::I sum = Weight::Finish(sums[0]);
+  for (int i = 1; i < kSums; ++i) sum = Simd::AddInt(sum, Weight::Finish(sums[i]));
+  return sum;
+}
 
 // kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
 template <class Weight, int kGroups, int M>
@@ -84,42 +103,43 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kPerLine = kOperands<Weight>;
   constexpr int kLines = kTileOperands / kPerLine;
+  constexpr int kSums = kTileSums<Weight, kGroups>;
+  constexpr int kGroupSums = kSums / kGroups;
   const uint8_t* codes = panel.codes;
   BlockSums<M> sums;
-  GroupScales group[kGroups];
+  ScaleWalk<kGroups> scales(panel, Weight::kScale, Weight::kZeroPointShift,
+                            Weight::kDefaultZeroPoint);
   for (int block = 0; block < panel.blocks; ++block) {
     sums.Begin(panel, block, y, accumulate);
+    scales.Begin(block);
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
-      if (kGroups > 1 || k_tile % panel.tiles_per_scale == 0) {
+      scales.Next();
+      Simd::F x_scale[M], minus_sum[M][kGroups];
+      for (int m = 0; m < M; ++m) {
+        x_scale[m] = Simd::Set1(x[m].scales[k_tile]);
+        const int16_t* half_sums = x[m].half_sums + 2 * k_tile;
         for (int g = 0; g < kGroups; ++g) {
-          const int at = kGroups > 1 ? k_tile * kGroups + g : k_tile / panel.tiles_per_scale;
-          group[g].Load(panel, block, at, Weight::kScale);
-          if (panel.zero_points != nullptr || (block == 0 && k_tile == 0)) {
-            group[g].LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint,
-                                    Weight::kZeroPointShift);
-          }
+          const int sum = kGroups > 1 ? half_sums[g] : half_sums[0] + half_sums[1];
+          minus_sum[m][g] = Simd::Set1(static_cast<float>(-sum));
         }
       }
       for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
         PrefetchTile(codes, kTileBytes);
-        Simd::I dot[M][kGroups][kParts];
+        Simd::I dot[M][kParts][kSums];
         for (int m = 0; m < M; ++m) {
-          for (int g = 0; g < kGroups; ++g) {
-            for (int part = 0; part < kParts; ++part) dot[m][g][part] = Simd::ZeroBits();
+          for (int part = 0; part < kParts; ++part) {
+            for (int i = 0; i < kSums; ++i) dot[m][part][i] = Simd::ZeroBits();
           }
         }
-        for (int g = 0; g < kGroups; ++g) {
-          for (int line = g * kLines / kGroups; line < (g + 1) * kLines / kGroups; ++line) {
-            for (int part = 0; part < kParts; ++part) {
-              Simd::I w[kPerLine];
-              Weight::Unpack(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4),
-                             w);
-              for (int m = 0; m < M; ++m) {
-                const int8_t* inputs = x[m].codes + k_tile * kTileK + line * 4 * kPerLine;
-                for (int i = 0; i < kPerLine; ++i) {
-                  dot[m][g][part] =
-                      Weight::Dot(dot[m][g][part], w[i], Simd::Broadcast4(inputs + 4 * i));
-                }
+        for (int line = 0; line < kLines; ++line) {
+          for (int part = 0; part < kParts; ++part) {
+            Simd::I w[kPerLine];
+            Weight::Unpack(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4), w);
+            for (int m = 0; m < M; ++m) {
+              const int8_t* inputs = x[m].codes + k_tile * kTileK + line * 4 * kPerLine;
+              Simd::I& sum = dot[m][part][line * kSums / kLines];
+              for (int i = 0; i < kPerLine; ++i) {
+                sum = Weight::Dot(sum, w[i], Simd::Broadcast4(inputs + 4 * i));
               }
             }
           }
@@ -127,16 +147,16 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
         for (int g = 0; g < kGroups; ++g) {
           for (int part = 0; part < kParts; ++part) {
             const int n = t * kTileN + part * Simd::kLanes;
-            const Simd::F scale = Simd::Load(group[g].scale + n);
-            const Simd::F zero_point = Simd::Load(group[g].zero_point + n);
+            const Simd::F scale = Simd::Load(scales.Scale(g) + n);
             for (int m = 0; m < M; ++m) {
               // sum (code - zero_point) · x = dot - zero_point · sum x: integers below 2^24, so
               // exact in f32.
-              const int16_t* half_sums = x[m].half_sums + 2 * k_tile;
-              const int sum = kGroups > 1 ? half_sums[g] : half_sums[0] + half_sums[1];
-              const Simd::F value = Simd::Fma(zero_point, Simd::Set1(static_cast<float>(-sum)),
-                                              Simd::FromInt(Weight::Finish(dot[m][g][part])));
-              const Simd::F both_scales = Simd::Mul(scale, Simd::Set1(x[m].scales[k_tile]));
+              Simd::F value =
+                  Simd::FromInt(FinishSums<Weight, kGroupSums>(dot[m][part] + g * kGroupSums));
+              if constexpr (Weight::kOffset) {
+                value = Simd::Fma(Simd::Load(scales.ZeroPoint(g) + n), minus_sum[m][g], value);
+              }
+              const Simd::F both_scales = Simd::Mul(scale, x_scale[m]);
               sums.at[m][t][part] = Simd::Fma(value, both_scales, sums.at[m][t][part]);
             }
           }

@@ -15,7 +15,7 @@ namespace {
 // A block's 64 × 32 weights: four tiles of 16 pairs of inputs × 16 outputs, and scales.
 struct Bf16Weights {
   uint16_t pairs[kTilesPerBlock][kTileK / 2][kTileN][2];
-  float scale[kBlockN];
+  GroupScales<1> scales;
 };
 
 // The inputs that a format's unpacking puts in a tile's rows, in pairs; the same order in every
@@ -204,21 +204,19 @@ struct Int8Pairs {
 template <class Format>
 void UnpackBf16(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t* weights) {
   constexpr size_t kTileBytes = TileBytes(Format::kBits);
-  const uint8_t* codes =
-      panel.codes + (int64_t{block} * panel.k_tiles + k_tile) * kTilesPerBlock * kTileBytes;
+  const uint8_t* codes = CodesAt(panel, Format::kBits, block, k_tile);
   auto* out = reinterpret_cast<Bf16Weights*>(weights);
-  GroupScales group;
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
     if constexpr (Format::kScaled) {
-      group.Load(panel, block, k / panel.tiles_per_scale);
+      const int group = FirstGroup<1>(panel, k);
+      out->scales.Load(panel, block, group, 1);
       if constexpr (Format::kBits == 4) {
-        group.LoadZeroPoints(panel, block, k / panel.tiles_per_scale, 8.0f);
+        out->scales.LoadZeroPoints(panel, block, group, 1, 0.0f, 8.0f);
       }
-      std::memcpy(out->scale, group.scale, sizeof group.scale);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
       PrefetchTile(codes, kTileBytes);
-      Format::Unpack(codes, group.zero_point + t * kTileN, out->pairs[t]);
+      Format::Unpack(codes, out->scales.zero_point[0] + t * kTileN, out->pairs[t]);
     }
   }
 }
@@ -306,7 +304,7 @@ void MultiplyBf16(const uint8_t* weights, int k_tiles, int tiles_per_scale, cons
         if constexpr (Format::kScaled) {
           LSG_TILE_STORE(0, products[0], kLineBytes);
           LSG_TILE_STORE(1, products[1], kLineBytes);
-          const float* scale = in[first].scale + t * kTileN;
+          const float* scale = in[first].scales.scale[0] + t * kTileN;
           AddScaled(products[0], scale, upper, y0, y_stride);
           AddScaled(products[1], scale + kTileN, upper, y0 + kTileN, y_stride);
           if (lower > 0) {

@@ -13,8 +13,7 @@ namespace {
 template <int kGroups>
 struct AmxInt8Weights {
   int8_t operands[kTilesPerBlock][kTileOperands][kLineBytes];
-  float scale[kGroups][kBlockN];
-  float zero_point[kGroups][kBlockN];
+  GroupScales<kGroups> scales;
   alignas(64) bool zero_points;
 };
 
@@ -28,20 +27,15 @@ void UnpackAmxInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8
                        : Weight::kBits == 8 ? 128.0f
                                             : 0.0f;
   const __m512i subtract = _mm512_set1_epi8(static_cast<char>(static_cast<int>(offset)));
-  const uint8_t* codes =
-      panel.codes + (int64_t{block} * panel.k_tiles + k_tile) * kTilesPerBlock * kTileBytes;
+  const uint8_t* codes = CodesAt(panel, Weight::kBits, block, k_tile);
   auto* out = reinterpret_cast<AmxInt8Weights<kGroups>*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
     out->zero_points = zero_points;
-    for (int g = 0; g < kGroups; ++g) {
-      GroupScales group;
-      const int at = kGroups > 1 ? k * kGroups + g : k / panel.tiles_per_scale;
-      group.Load(panel, block, at, Weight::kScale);
-      std::memcpy(out->scale[g], group.scale, sizeof group.scale);
-      if (zero_points) {
-        group.LoadZeroPoints(panel, block, at, 0.0f, Weight::kZeroPointShift - offset);
-        std::memcpy(out->zero_point[g], group.zero_point, sizeof group.zero_point);
-      }
+    const int group = FirstGroup<kGroups>(panel, k);
+    out->scales.Load(panel, block, group, kGroups, Weight::kScale);
+    if (zero_points) {
+      out->scales.LoadZeroPoints(panel, block, group, kGroups, Weight::kZeroPointShift - offset,
+                                 0.0f);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
       PrefetchTile(codes, kTileBytes);
@@ -106,9 +100,9 @@ void MultiplyAmxInt8Rows(const AmxInt8Weights<kGroups>* in, int k_tiles, const P
             LSG_TILE_DOT_INT8(1, 5, 7);
             LSG_TILE_STORE(1, product, kLineBytes);
           }
-          const __m512 scale = _mm512_loadu_ps(w.scale[g] + t * kTileN);
+          const __m512 scale = _mm512_loadu_ps(w.scales.scale[g] + t * kTileN);
           if (zero_points) {
-            const __m512 zero_point = _mm512_loadu_ps(w.zero_point[g] + t * kTileN);
+            const __m512 zero_point = _mm512_loadu_ps(w.scales.zero_point[g] + t * kTileN);
             for (int m = 0; m < kRows; ++m) {
               const __m512 value =
                   _mm512_fmadd_ps(zero_point, _mm512_set1_ps(minus_sums[k][g][m]),

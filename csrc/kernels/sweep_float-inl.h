@@ -10,7 +10,7 @@ namespace {
 template <int kGroups>
 struct FloatWeights {
   float value[kTilesPerBlock][kTileK][kTileN];
-  float scale[kGroups][kBlockN];
+  GroupScales<kGroups> scales;
 };
 
 // Outputs (in vectors) and tokens whose even and odd sums fit the registers.
@@ -30,19 +30,14 @@ void UnpackFloat(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kInputs = 32 / Weight::kBits;
   constexpr int kLines = kTileK / kInputs;
-  const uint8_t* codes =
-      panel.codes + (int64_t{block} * panel.k_tiles + k_tile) * kTilesPerBlock * kTileBytes;
+  const uint8_t* codes = CodesAt(panel, Weight::kBits, block, k_tile);
   auto* out = reinterpret_cast<FloatWeights<kGroups>*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
-    GroupScales group[kGroups];
     if constexpr (Weight::kScaled) {
-      for (int g = 0; g < kGroups; ++g) {
-        const int at = kGroups > 1 ? k * kGroups + g : k / panel.tiles_per_scale;
-        group[g].Load(panel, block, at);
-        if constexpr (Weight::kZeroPoints) {
-          group[g].LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint);
-        }
-        std::memcpy(out->scale[g], group[g].scale, sizeof group[g].scale);
+      const int group = FirstGroup<kGroups>(panel, k);
+      out->scales.Load(panel, block, group, kGroups);
+      if constexpr (Weight::kZeroPoints) {
+        out->scales.LoadZeroPoints(panel, block, group, kGroups, 0.0f, Weight::kDefaultZeroPoint);
       }
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
@@ -52,7 +47,8 @@ void UnpackFloat(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t
           const int n = part * Simd::kLanes;
           Simd::F zero_point = Simd::Zero();
           if constexpr (Weight::kZeroPoints) {
-            zero_point = Simd::Load(group[line * kGroups / kLines].zero_point + t * kTileN + n);
+            zero_point =
+                Simd::Load(out->scales.zero_point[line * kGroups / kLines] + t * kTileN + n);
           }
           Simd::F w[kInputs];
           Weight::Decode(Simd::LoadBits(codes + line * kLineBytes + n * 4), zero_point, w);
@@ -121,7 +117,7 @@ void MultiplyFloat(const uint8_t* weights, int k_tiles, int, const PackedRows& r
                        int64_t{first_tile + k} * rows.rows * kTileK + g * kPerGroup;
       for (int n = 0; n < kBlockN; n += kSweepVectors * Simd::kLanes) {
         const float* w = &in->value[n / kTileN][g * kPerGroup][n % kTileN];
-        const float* scale = in->scale[g] + n;
+        const float* scale = in->scales.scale[g] + n;
         int m = 0;
         for (; m + kSweepTokens <= rows.rows; m += kSweepTokens) {
           MultiplyTile<Weight::kScaled, kPerGroup, kSweepTokens>(w, scale, x + m * kTileK,

@@ -20,8 +20,7 @@ struct Int8Meta {
 template <int kGroups>
 struct Int8Weights {
   uint8_t operands[kTilesPerBlock][kTileOperands][kLineBytes];
-  float scale[kGroups][kBlockN];
-  float zero_point[kGroups][kBlockN];
+  GroupScales<kGroups> scales;
 };
 
 template <int kGroups>
@@ -46,17 +45,14 @@ template <class Weight, int kGroups>
 void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t* weights) {
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kPerLine = kOperands<Weight>;
-  const uint8_t* codes =
-      panel.codes + (int64_t{block} * panel.k_tiles + k_tile) * kTilesPerBlock * kTileBytes;
+  const uint8_t* codes = CodesAt(panel, Weight::kBits, block, k_tile);
   auto* out = reinterpret_cast<Int8Weights<kGroups>*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
-    for (int g = 0; g < kGroups; ++g) {
-      GroupScales group;
-      const int at = kGroups > 1 ? k * kGroups + g : k / panel.tiles_per_scale;
-      group.Load(panel, block, at, Weight::kScale);
-      group.LoadZeroPoints(panel, block, at, Weight::kDefaultZeroPoint, Weight::kZeroPointShift);
-      std::memcpy(out->scale[g], group.scale, sizeof group.scale);
-      std::memcpy(out->zero_point[g], group.zero_point, sizeof group.zero_point);
+    const int group = FirstGroup<kGroups>(panel, k);
+    out->scales.Load(panel, block, group, kGroups, Weight::kScale);
+    if constexpr (Weight::kOffset) {
+      out->scales.LoadZeroPoints(panel, block, group, kGroups, Weight::kZeroPointShift,
+                                 Weight::kDefaultZeroPoint);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
       PrefetchTile(codes, kTileBytes);
@@ -78,6 +74,7 @@ template <class Weight, int kGroups>
 void MultiplyInt8(const uint8_t* weights, int k_tiles, int, const PackedRows& x, int first_tile,
                   float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kPerGroup = kTileOperands / kGroups;
+  constexpr int kSums = kTileSums<Weight, kGroups> / kGroups;
   const auto* in = reinterpret_cast<const Int8Weights<kGroups>*>(weights);
   const int lines = next.PerStep(int64_t{k_tiles} * kBlockN / Simd::kLanes);
   for (int k = 0; k < k_tiles; ++k, ++in) {
@@ -92,17 +89,21 @@ void MultiplyInt8(const uint8_t* weights, int k_tiles, int, const PackedRows& x,
         for (int i = 0; i < kPerGroup; ++i) {
           w[i] = Simd::LoadBits(operands + (g * kPerGroup + i) * kLineBytes);
         }
-        const Simd::F scale = Simd::Load(in->scale[g] + n);
-        const Simd::F zero_point = Simd::Load(in->zero_point[g] + n);
+        const Simd::F scale = Simd::Load(in->scales.scale[g] + n);
         for (int token = 0; token < x.rows; ++token) {
           const int8_t* inputs = codes + token * kTileK + g * kPerGroup * 4;
           const Int8Meta<kGroups>& meta = metas[token];
-          Simd::I dot = Simd::ZeroBits();
+          Simd::I dot[kSums];
+          for (int i = 0; i < kSums; ++i) dot[i] = Simd::ZeroBits();
           for (int i = 0; i < kPerGroup; ++i) {
-            dot = Weight::Dot(dot, w[i], Simd::Broadcast4(inputs + 4 * i));
+            Simd::I& sum = dot[i * kSums / kPerGroup];
+            sum = Weight::Dot(sum, w[i], Simd::Broadcast4(inputs + 4 * i));
           }
-          const Simd::F value = Simd::Fma(zero_point, Simd::Set1(meta.minus_sum[g]),
-                                          Simd::FromInt(Weight::Finish(dot)));
+          Simd::F value = Simd::FromInt(FinishSums<Weight, kSums>(dot));
+          if constexpr (Weight::kOffset) {
+            value = Simd::Fma(Simd::Load(in->scales.zero_point[g] + n),
+                              Simd::Set1(meta.minus_sum[g]), value);
+          }
           const Simd::F both_scales = Simd::Mul(scale, Simd::Set1(meta.scale));
           float* sum = y + token * y_stride + n;
           Simd::Store(sum, Simd::Fma(value, both_scales, Simd::Load(sum)));
