@@ -55,9 +55,10 @@ def decode(result: dict[str, Any]) -> str:
     idle = result["idle"]
     what = (
         "H200, 16 Xeon cores, sglang 0.5.17 in CUDA graphs, hand-over by kernels, idle workers spinning for "
-        f"50 µs; Qwen3-30B-A3B's shape, {result['layers']} layers of random int4 experts, all of them on the "
-        "CPU. Bound: tokens/s if nothing but the engine took time. Idle in the timeline below: GPU "
-        f"{100 * idle['gpu']:.0f} %, engine {100 * idle['engine']:.0f} %, both {100 * idle['both']:.0f} %."
+        f"{result['spin_us']} µs; Qwen3-30B-A3B's shape, {result['layers']} layers of random int4 experts, "
+        "all of them on the CPU. Bound: tokens/s if nothing but the engine took time. Idle in the timeline "
+        f"below: GPU {100 * idle['gpu']:.0f} %, engine {100 * idle['engine']:.0f} %, both "
+        f"{100 * idle['both']:.0f} %."
     )
     return table(what, ["batch", "tokens/s", "bound", "of the bound", "beside the engine, µs a layer"], rows)
 
@@ -67,6 +68,7 @@ def proof(result: dict[str, Any]) -> str:
     names = {
         "sglang": "stock sglang, BF16",
         "lsg_bf16": "lsg, BF16 experts, float activations",
+        "lsg_bf16_ngram": "the same with n-gram speculation",
         "lsg_int4": "lsg, INT4 experts, int8 activations",
     }
     rows = []

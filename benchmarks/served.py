@@ -7,6 +7,7 @@ release and on where it runs.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -38,25 +39,32 @@ CASES = tuple(case for case in families.CASES if case[0] in servable.MODELS)
 @click.option("--formats", type=int, help="At most so many formats of a model.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Cases at a time.")
 @click.option("--timeout", type=int, default=300, show_default=True, help="Seconds for one case.")
+@click.option("--limit", type=int, help="Seconds for all of them; what is not done by then is left out.")
 @click.option("--logs", type=click.Path(path_type=Path), help="Directory for what sglang says.")
 @click.option("--out", type=click.Path(path_type=Path), help="Result file; default: benchmarks/results.")
 def main(
-    models: tuple[str, ...], formats: int | None, jobs: int, timeout: int, logs: Path | None, out: Path | None
+    models: tuple[str, ...],
+    formats: int | None,
+    jobs: int,
+    timeout: int,
+    limit: int | None,
+    logs: Path | None,
+    out: Path | None,
 ) -> None:
     """Serve the whole matrix; exit with 1 if a case that was served gave other answers."""
-    # Exact activations: what int8 ones cost is measured elsewhere.
-    os.environ |= {"LSG_ACTIVATIONS": "float", "LSG_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    chosen = [case for case in CASES if not models or case[0] in models]
-    chosen = [
-        case
-        for case in chosen
-        if formats is None or [form for model, form in chosen if model == case[0]].index(case[1]) < formats
-    ]
+    # Exact activations: what int8 ones cost is measured elsewhere. Not bound to a core: all jobs would choose
+    # the same one.
+    os.environ |= {"LSG_ACTIVATIONS": "float", "LSG_THREADS": "1", "LK_THREAD_BINDING": "NUMA_NODE"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
     where, context = _context()
+    on_a_cpu = where == "CPU"
+    chosen = _choose(models, formats, on_a_cpu=on_a_cpu)
     cases = []
     with tempfile.TemporaryDirectory() as scratch:
-        on_a_cpu = where == "CPU"
-        for case in _run_all(context, chosen, jobs, timeout, logs or Path(scratch), on_a_cpu=on_a_cpu):
+        deadline = time.monotonic() + (limit or math.inf)
+        for case in _run_all(
+            context, chosen, jobs, timeout, deadline, logs or Path(scratch), on_a_cpu=on_a_cpu
+        ):
             cases.append(case)
             click.echo(f"{case['model']:24} {case['format']:22} {case['seconds']:5.0f} s  {_words(case)}")
     cases.sort(key=lambda case: chosen.index((case["model"], case["format"])))
@@ -66,6 +74,20 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(any(case["state"] == "wrong" for case in cases))
+
+
+def _choose(models: tuple[str, ...], formats: int | None, *, on_a_cpu: bool) -> list[tuple[str, str]]:
+    """Every model's first format, then the second ones; on a GPU first the models that no CPU can serve."""
+    forms: dict[str, list[str]] = {}
+    for model, form in CASES:
+        if not models or model in models:
+            forms.setdefault(model, []).append(form)
+    ranked = [
+        (rank, on_a_cpu or not servable.MODELS[model].not_on_a_cpu, model, form)
+        for model, found in forms.items()
+        for rank, form in enumerate(found[:formats])
+    ]
+    return [(model, form) for _, _, model, form in sorted(ranked, key=lambda case: case[:2])]
 
 
 def _context() -> tuple[str, BaseContext]:
@@ -87,9 +109,16 @@ def _release() -> str:
 
 
 def _run_all(
-    context: BaseContext, cases: list[tuple[str, str]], jobs: int, timeout: int, logs: Path, *, on_a_cpu: bool
+    context: BaseContext,
+    cases: list[tuple[str, str]],
+    jobs: int,
+    limits: tuple[int, float],
+    logs: Path,
+    *,
+    on_a_cpu: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Results as they come."""
+    """Results as they come. limits: seconds for a case, and the moment after which none is waited for."""
+    timeout, deadline = limits
     logs.mkdir(parents=True, exist_ok=True)
     waiting = list(cases)
     running: dict[Connection, tuple[BaseProcess, tuple[str, str], float]] = {}
@@ -113,6 +142,10 @@ def _run_all(
             sender.close()
             running[receiver] = (process, case, time.monotonic())
         ready = wait(list(running), timeout=1)
+        if time.monotonic() > deadline:
+            for process, _, _ in running.values():
+                process.kill()
+            return
         for receiver, (process, case, started) in list(running.items()):
             late = time.monotonic() - started > timeout
             if receiver not in ready and not late:

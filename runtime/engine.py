@@ -28,7 +28,8 @@ SPIN_US: Final = 50
 SPIN_BESIDE_GPU_US: Final = 1000
 
 
-def _spin_us(settings: Settings) -> int:
+def spin_us(settings: Settings) -> int:
+    """How long this machine's workers spin before they sleep."""
     if settings.power_saving:
         return 0
     return SPIN_BESIDE_GPU_US if torch.cuda.is_available() else SPIN_US
@@ -54,7 +55,7 @@ class ExpertEngine:
             nodes=self.placement.workers,
             isa=settings.isa,
             activations=settings.activations,
-            spin_us=_spin_us(settings),
+            spin_us=spin_us(settings),
         )
         if settings.trace is not None:
             self._core.trace_to(f"{settings.trace}.{process}")
@@ -99,13 +100,14 @@ class ExpertEngine:
         on_failure: called in a thread of its own with what went wrong in a computation that a graph asked
         for; its GPU is kept waiting for two seconds and then gets NaN.
         """
+        bound = self.placement.caller_works and self._settings.bind == "core"
         self._hand_over = HandOver(
             self._core,
             self._settings.hand_over,
             hidden_size=max(layer.hidden_size for layer in self.model.manifest.layers),
             top_k=self.model.manifest.top_k,
             # Where the caller is a worker, its core is left for it.
-            core=self.placement.cpus[0] if self.placement.caller_works else -1,
+            core=self.placement.cpus[0] if bound else -1,
             on_failure=on_failure,
         )
         logger.info("lsg: CUDA graphs by %s", self._settings.hand_over)

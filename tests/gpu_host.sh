@@ -10,7 +10,7 @@
 #   convert    how fast lsg-convert is beside kt-kernel's converter, which .peers/kt.txz may hold
 #   hand_over  what each way between a CUDA graph and the engine costs
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
-#   served     every model family, eight at a time, about five minutes; FORMATS: how many formats of each
+#   served     every model family, many at a time, within SERVED_SECONDS; FORMATS: how many formats of each
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
 #
 # Expects a g++ and a Python with numpy, pybind11, scikit-build-core and torch. Wheels in .whl/ (pytest and what it needs) and a
@@ -73,10 +73,13 @@ for what in "$@"; do
     convert) convert ;;
     hand_over) hand_over ;;
     # shellcheck disable=SC2086
-    proof) python3 tests/integration/gpu_proof.py --out "$out" ${PROOF:-} ;;
+    proof)
+      timeout -k 5 "${PROOF_SECONDS:-360}" python3 tests/integration/gpu_proof.py --out "$out" ${PROOF:-} ||
+        echo "proof: failed or killed ($?)" ;;
     served)
-      python3 benchmarks/served.py --jobs "$(($(nproc) / 2))" --formats "${FORMATS:-1}" --timeout 240 \
-        --logs "$out/served" --out "$out/served_gpu.json" ;;
+      python3 benchmarks/served.py --jobs "$(($(nproc) * 3 / 4))" --formats "${FORMATS:-9}" --timeout 150 \
+        --limit "${SERVED_SECONDS:-300}" --logs /tmp/served --out "$out/served_gpu.json" || true
+      tar czf "$out/served_logs.tgz" -C /tmp served ;;
     decode) decode ;;
     *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, served or decode" >&2; exit 2 ;;
   esac

@@ -4,6 +4,7 @@ Invariant: rate and limit come from the same steps: the limit is what the engine
 """
 
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import click
 
 from lsg import LsgError
-from lsg.runtime import console
+from lsg.runtime import console, engine, settings
 from lsg.runtime.bench import client, engine_trace, timeline
 from lsg.runtime.model import open_model
 
@@ -69,9 +70,9 @@ def serve_command(
             if trace is not None:
                 shares = _timeline(server, events, trace, (batches or (1,))[0], prompt, tokens)
         if json_path is not None:
-            json_path.write_text(
-                json.dumps({"layers": layers, "runs": report, "idle": shares}, indent=1) + "\n"
-            )
+            spin = engine.spin_us(settings.read(os.environ))
+            result = {"layers": layers, "spin_us": spin, "runs": report, "idle": shares}
+            json_path.write_text(json.dumps(result, indent=1) + "\n")
     except LsgError as error:
         console.error(error, with_traceback=verbose, command="lsg bench serve")
         raise SystemExit(1) from None

@@ -1,8 +1,8 @@
 """Stock sglang against lsg on a GPU machine: `python tests/integration/gpu_proof.py --out DIR [ARGUMENT]...`.
 
 Needs neither pytest nor a network. Makes a random checkpoint, repacks it to bf16 and int4, serves the
-original with sglang and both repacks with lsg, one after the other, on the same prompts, and writes
-DIR/gpu_proof.json. Each server is also asked the same 64 requests one after the other and all at once.
+original with sglang and both repacks with lsg, and writes DIR/gpu_proof.json. All servers start together and
+are asked one after the other, each for the same prompts, and for 64 requests singly and all at once.
 
 Each server is judged by transformers in float32 on the weights it serves (int4: decoded from the layer files)
 and on the tokens it generated itself. In bf16 a near-tie in a router now and then picks another expert, for
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 from integration import concurrency, reference  # noqa: E402
 from integration.repack import convert  # noqa: E402
-from integration.server import lsg_serve, serve  # noqa: E402
+from integration.server import Server, lsg_serve, serve  # noqa: E402
 
 from checkpoints import qwen3_moe  # noqa: E402
 
@@ -38,13 +40,13 @@ ON_A_GPU = (
     "--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3 "
     "--max-total-tokens 32768"
 )
-SERVERS = ("sglang", "lsg_bf16", "lsg_int4", "lsg_bf16_ngram")
+SERVERS = ("sglang", "lsg_bf16", "lsg_bf16_ngram", "lsg_int4")
 GRAPHS = ["--cuda-graph-bs-decode", *map(str, (1, 2, 3, 4, 8, 16, 32, 64)), "--chunked-prefill-size", "256"]
 NGRAM = ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4"]
 
 
 def main() -> None:
-    """Serve three times, compare, report."""
+    """Serve, compare, report."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,7 +83,7 @@ def prove(directory: Path, out: Path, arguments: list[str], servers: Sequence[st
     bf16 = [*lsg_serve(convert(checkpoint, directory / "bf16", "bf16")), "--activations", "float"]
     bf16 += GRAPHS
     int4 = [*lsg_serve(convert(checkpoint, directory / "int4", "int4")), *GRAPHS]
-    commands = {"sglang": stock, "lsg_bf16": bf16, "lsg_int4": int4, "lsg_bf16_ngram": [*bf16, *NGRAM]}
+    commands = {"sglang": stock, "lsg_bf16": bf16, "lsg_bf16_ngram": [*bf16, *NGRAM], "lsg_int4": int4}
     report: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -91,36 +93,52 @@ def prove(directory: Path, out: Path, arguments: list[str], servers: Sequence[st
     }
     stock_tokens: list[list[int]] = []
     plain: list[concurrency.Answer] = []
-    for name in servers:
-        command = commands[name]
-        logging.info("serving with %s", name)
-        started = time.monotonic()
-        with serve(command, *arguments, log=out / f"gpu_proof_{name}.log") as server:
-            start_seconds = time.monotonic() - started
+    with ExitStack() as stack, ThreadPoolExecutor(len(commands)) as pool:
+        starting = {
+            name: pool.submit(_start, stack, [*commands[name], *arguments], out / f"gpu_proof_{name}.log")
+            for name in commands
+            if name in servers
+        }
+        for name, start in starting.items():
+            logging.info("waiting for %s", name)
+            try:
+                server, start_seconds = start.result()
+            except RuntimeError as error:
+                logging.error("%s: %s", name, error)
+                report[name] = {"failed": str(error).splitlines()[-1]}
+                continue
             answers = [server.log_probs(prompt, NEW_TOKENS, vocab_size) for prompt in prompts]
             alone = concurrency.alone(server, requests)
             together = concurrency.together(server, requests)
-        if name == "lsg_bf16":
-            plain = alone
-        if name == "lsg_int4":
-            reference.replace_experts(truth, directory / "int4")
-        tokens = [continuation for continuation, _ in answers]
-        stock_tokens = stock_tokens or tokens
-        report[name] = {
-            "start_seconds": round(start_seconds, 1),
-            **deviations(truth, prompts, answers),
-            "greedy_tokens_shared_with_sglang": sum(map(shared, stock_tokens, tokens)) / PROMPTS,
-            "together_against_alone": concurrency.compare(together, alone),
-            "graphs": "cuda graph: True" in (out / f"gpu_proof_{name}.log").read_text(errors="replace"),
-        }
-        if name == "lsg_bf16_ngram" and plain:
-            report[name]["alone_against_without_speculation"] = concurrency.compare(alone, plain)
-        if name != "sglang" and "sglang" in report:
-            report[name]["no_worse_than_sglang"] = concurrency.no_worse(
-                report[name]["together_against_alone"], report["sglang"]["together_against_alone"]
-            )
-        logging.info("%s: %s", name, report[name])
+            if name == "lsg_bf16":
+                plain = alone
+            if name == "lsg_int4":
+                reference.replace_experts(truth, directory / "int4")
+            tokens = [continuation for continuation, _ in answers]
+            stock_tokens = stock_tokens or tokens
+            report[name] = {
+                "start_seconds": round(start_seconds, 1),
+                **deviations(truth, prompts, answers),
+                "greedy_tokens_shared_with_sglang": sum(map(shared, stock_tokens, tokens)) / PROMPTS,
+                "together_against_alone": concurrency.compare(together, alone),
+                "graphs": "cuda graph: True" in (out / f"gpu_proof_{name}.log").read_text(errors="replace"),
+            }
+            if name == "lsg_bf16_ngram" and plain:
+                report[name]["alone_against_without_speculation"] = concurrency.compare(alone, plain)
+            if name != "sglang" and "sglang" in report:
+                report[name]["no_worse_than_sglang"] = concurrency.no_worse(
+                    report[name]["together_against_alone"], report["sglang"]["together_against_alone"]
+                )
+            logging.info("%s: %s", name, report[name])
+            # What a later server does not answer must not cost what is known of this one.
+            (out / "gpu_proof.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _start(stack: ExitStack, command: list[str], log: Path) -> tuple[Server, float]:
+    started = time.monotonic()
+    server = stack.enter_context(serve(command, log=log))
+    return server, time.monotonic() - started
 
 
 def deviations(

@@ -66,7 +66,8 @@ def log_probs(
     rows = [logits]
     for tokens in list(zip(*continuations, strict=True))[:-1]:
         _, logits = one_batch.decode(torch.tensor(tokens, device=runner.device), batch, runner)
-        rows.append(logits)
+        # A graph's next replay writes to the same place.
+        rows.append(logits.clone())
     return torch.stack(rows, 1).double().log_softmax(-1).cpu()
 
 

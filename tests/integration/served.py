@@ -18,14 +18,17 @@ from checkpoints import servable
 from checkpoints.servable.models import VOCABULARY
 from lsg.convert.cli import main as lsg_convert
 
-PROMPTS = 4
 # Prompts of different lengths in one batch, not shorter than the windows of gpt-oss and gemma-4; not much
 # longer, because in BF16 every token has to be routed by a wide margin.
 LENGTHS = (4, 7, 5, 6)
 CONTINUATION = 4
 CANDIDATES = 400
 FIRST_ORDINARY_TOKEN = 3
-ON_A_GPU = ("--attention-backend", "triton", "--sampling-backend", "pytorch", "--grammar-backend", "none")
+ON_A_GPU = (
+    *("--attention-backend", "triton", "--sampling-backend", "pytorch", "--grammar-backend", "none"),
+    # One graph, of the batch that is decoded.
+    *("--cuda-graph-bs-decode", str(len(LENGTHS))),
+)
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,21 @@ def prove(name: str, form: str, scratch: Path, *arguments: str, experts: str = "
 def choose(reference: torch.nn.Module, dtype: str) -> list[Sequence]:
     """Random sequences of which at least the first decoded token can be compared."""
     draw = random.Random(0)
-    found: list[Sequence] = []
+    return [_sequence(reference, dtype, length, draw) for length in LENGTHS]
+
+
+def _sequence(reference: torch.nn.Module, dtype: str, length: int, draw: random.Random) -> Sequence:
+    """Tokens are drawn again from the first on whose choices rounding could change."""
+    tokens: list[int] = []
     for _ in range(CANDIDATES):
-        length = LENGTHS[len(found)]
-        tokens = [draw.randrange(FIRST_ORDINARY_TOKEN, VOCABULARY) for _ in range(length + CONTINUATION)]
+        missing = length + CONTINUATION - len(tokens)
+        tokens += [draw.randrange(FIRST_ORDINARY_TOKEN, VOCABULARY) for _ in range(missing)]
         # What follows the last token is not asked for.
         expected = rounding.expect(reference, tokens[:-1], dtype)
         if expected.safe > length:
-            found.append(Sequence(tokens[:length], tokens[length:], expected))
-        if len(found) == PROMPTS:
-            return found
-    msg = f"only {len(found)} of {PROMPTS} sequences have choices that rounding cannot change"
+            return Sequence(tokens[:length], tokens[length:], expected)
+        del tokens[expected.safe :]
+    msg = f"no sequence of {length} tokens was found whose choices rounding cannot change"
     raise RuntimeError(msg)
 
 

@@ -114,9 +114,8 @@ _MROPE: Final = {
 }
 
 _GATED_DELTA: Final = {
-    "num_hidden_layers": 4,
-    "full_attention_interval": 4,
-    "layer_types": [*["linear_attention"] * 3, "full_attention"],
+    "full_attention_interval": 2,
+    "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 64,
@@ -132,11 +131,11 @@ _GATED_DELTA: Final = {
 _NO_DELTA: Final = "sgl_kernel's gated delta rule for CPUs needs AMX"
 _NO_SPARSE: Final = "sglang's sparse attention asks for a CUDA device"
 _SPARSE: Final = {"index_topk": 2048, "index_n_heads": 4, "index_head_dim": 128, "num_experts": EXPERTS}
-_EVERY_OF_FOUR: Final = (0, 1, 2, 3)
+_BOTH: Final = (0, 1)
 _QWEN_NEXT: Final = Servable(
     text=_GATED_DELTA | {"rope_scaling": None},
-    layers=4,
-    moe_layers=_EVERY_OF_FOUR,
+    layers=2,
+    moe_layers=_BOTH,
     not_on_a_cpu=_NO_DELTA,
 )
 
@@ -146,8 +145,8 @@ def _qwen35(hidden: int) -> Servable:
     return Servable(
         text=_GATED_DELTA | {"rope_parameters": rope, "rope_scaling": rope},
         top={"vision_config": _VISION | {"out_hidden_size": hidden}, "tie_word_embeddings": False},
-        layers=4,
-        moe_layers=_EVERY_OF_FOUR,
+        layers=2,
+        moe_layers=_BOTH,
         not_on_a_cpu=_NO_DELTA,
     )
 
