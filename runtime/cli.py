@@ -54,6 +54,9 @@ PLUGIN_GROUP = "sglang.srt.plugins"
 )
 @click.option("--hybrid/--no-hybrid", default=None, help="--no-hybrid: exactly stock sglang.")
 @click.option("--check", is_flag=True, help="Verify every checksum first; reads all experts.")
+@click.option(
+    "--json", "as_json", is_flag=True, default=None, help="Plan and load progress as JSON lines on stdout."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Tracebacks.")
 @click.version_option(__version__, prog_name="lsg-serve")
@@ -69,6 +72,7 @@ def main(
     hand_over: str | None,
     hybrid: bool | None,
     check: bool,
+    as_json: bool | None,
     dry_run: bool,
     verbose: bool,
     arguments: tuple[str, ...],
@@ -87,6 +91,7 @@ def main(
             ("LSG_LOAD", "LVLLM_ENABLE_NUMA_INTERLEAVE", "LK_NUMA_INTERLEAVE"): load,
             ("LSG_SPILL",): spill,
             ("LSG_HAND_OVER",): hand_over,
+            ("LSG_JSON",): as_json,
             ("LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED"): hybrid,
         }
         chosen = _settings(given, arguments)
@@ -101,7 +106,15 @@ def main(
         started = launch.plan(
             directory, model, arguments, chosen, host.observe(), host.gpu_count(), dict(os.environ)
         )
-        _say(directory, model, select_isa(chosen.isa).name.lower(), chosen.activations, load_line, started)
+        facts = _facts(
+            directory, model, select_isa(chosen.isa).name.lower(), chosen.activations, load_line, started
+        )
+        if chosen.json:
+            console.event("plan", **dict(facts), warning=started.warning)
+        else:
+            _say(directory, model, facts)
+        if started.warning:
+            console.warn(started.warning)
     except LsgError as error:
         console.error(error, with_traceback=verbose)
         raise SystemExit(1) from None
@@ -143,47 +156,51 @@ def _open(directory: Path, chosen: settings.Settings, *, check: bool) -> Repacke
     return model
 
 
-def _say(
+def _facts(
     directory: Path,
     model: RepackedModel | None,
     isa: str,
     activations: str,
     load_line: str,
     started: launch.Launch,
-) -> None:
+) -> list[tuple[str, str]]:
+    """What will happen."""
     command = shlex.join(started.argv)
     if model is None:
-        console.note(f"{directory} was not made by lsg-convert: sglang serves it alone")
-        console.facts([("command", command)])
-        return
+        return [("command", command)]
     layers = model.manifest.layers
     processes = f"{started.processes} process" + ("es" if started.processes > 1 else "")
-    console.note(f"{directory}: {model.manifest.architecture} from {model.manifest.source.model}")
-    console.facts(
-        [
-            (
-                "experts",
-                f"{len(layers)} layers of {layers[0].num_experts} experts, {model.dtypes}, "
-                f"{console.size(model.expert_bytes)} in {directory / 'experts'}",
-            ),
-            ("load", load_line),
-            (
-                "the rest",
-                "sglang, on the CPU" if started.on_cpu else "sglang, on the GPU",
-            ),
-            (
-                "engine",
-                f"{processes} of {started.threads} threads ({started.where}), {isa}, "
-                f"{activations} activations; OMP_NUM_THREADS={started.environ['OMP_NUM_THREADS']}",
-            ),
-            (
-                "memory",
-                f"{console.size(started.needed_bytes)} for weights of "
-                f"{console.size(started.available_bytes)} available",
-            ),
-            ("command", command),
-        ]
-    )
+    return [
+        (
+            "experts",
+            f"{len(layers)} layers of {layers[0].num_experts} experts, {model.dtypes}, "
+            f"{console.size(model.expert_bytes)} in {directory / 'experts'}",
+        ),
+        ("load", load_line),
+        (
+            "the rest",
+            "sglang, on the CPU" if started.on_cpu else "sglang, on the GPU",
+        ),
+        (
+            "engine",
+            f"{processes} of {started.threads} threads ({started.where}), {isa}, "
+            f"{activations} activations; OMP_NUM_THREADS={started.environ['OMP_NUM_THREADS']}",
+        ),
+        (
+            "memory",
+            f"{console.size(started.needed_bytes)} for weights of "
+            f"{console.size(started.available_bytes)} available",
+        ),
+        ("command", command),
+    ]
+
+
+def _say(directory: Path, model: RepackedModel | None, facts: list[tuple[str, str]]) -> None:
+    if model is None:
+        console.note(f"{directory} was not made by lsg-convert: sglang serves it alone")
+    else:
+        console.note(f"{directory}: {model.manifest.architecture} from {model.manifest.source.model}")
+    console.facts(facts)
 
 
 def _become(started: launch.Launch) -> NoReturn:

@@ -3,11 +3,12 @@
 Invariant: the only importer of rich in this room; stdout stays free for what a command was asked for.
 """
 
+import json
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -24,8 +25,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-# Between two lines about a load, where there is no terminal.
+# Between two lines about a load, where there is no terminal; a program wants to know more often.
 LINE_SECONDS: Final = 5.0
+JSON_SECONDS: Final = 0.5
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -43,6 +45,18 @@ def size(count: int) -> str:
 def note(message: str, *, command: str = "lsg-serve") -> None:
     """One line about what is being done."""
     _stderr.print(f"[bold]{command}[/bold] {escape(message)}")
+
+
+def warn(message: str) -> None:
+    """One line about what will probably go wrong."""
+    _stderr.print(Text(f"lsg-serve: {message}", style="yellow"))
+
+
+def event(name: str, **fields: Any) -> None:
+    """A JSON line on stdout, for programs."""
+    # Written at once, so that lines of several processes stay whole.
+    sys.stdout.write(json.dumps({"event": name, **fields}) + "\n")
+    sys.stdout.flush()
 
 
 def facts(rows: list[tuple[str, str]]) -> None:
@@ -67,14 +81,18 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 class LoadProgress:
     """How far experts are on their way into memory: a bar for each node on a terminal, else lines.
 
-    Called with (node, bytes done, bytes in all) of each node.
+    Called with (node, bytes done, bytes in all) of each node. json_process: JSON lines instead, with this
+    number of the process.
     """
 
-    def __init__(self, say: Callable[[str], None], *, bars: bool = True) -> None:
+    def __init__(
+        self, say: Callable[[str], None], *, bars: bool = True, json_process: int | None = None
+    ) -> None:
         self._say = say
         self._said = self._began = time.monotonic()
+        self._json_process = json_process
         self._bars = None
-        if bars and _stderr.is_terminal:
+        if bars and json_process is None and _stderr.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -104,10 +122,22 @@ class LoadProgress:
                 self._bars.update(self._tasks[node], completed=done)
             return
         now = time.monotonic()
-        if now - self._said < LINE_SECONDS:
-            return
-        self._said = now
-        self._say("loading: " + "; ".join(self._line(now, *node) for node in nodes))
+        complete = all(done == total for _, done, total in nodes)
+        if self._json_process is not None:
+            if complete or now - self._said >= JSON_SECONDS:
+                self._said = now
+                event(
+                    "load",
+                    process=self._json_process,
+                    seconds=round(now - self._began, 3),
+                    nodes=[
+                        {"node": node, "done_bytes": done, "total_bytes": total}
+                        for node, done, total in nodes
+                    ],
+                )
+        elif now - self._said >= LINE_SECONDS:
+            self._said = now
+            self._say("loading: " + "; ".join(self._line(now, *node) for node in nodes))
 
     def _line(self, now: float, node: int, done: int, total: int) -> str:
         rate = done / (now - self._began)

@@ -44,8 +44,7 @@ class ExpertEngine:
         self.model = model
         self._settings = settings
         self._host = host
-        # Bars of several processes would overwrite each other.
-        self._bars = process == 0
+        self._process = process
         self.placement = placement.plan(
             host, threads=settings.threads, process=process, processes=processes, bind=settings.bind
         )
@@ -70,7 +69,11 @@ class ExpertEngine:
 
     def load(self, indices: list[int], *, rank: int = 0, ranks: int = 1) -> dict[int, int]:
         """Load the layers with these transformer indices; returns each one's handle for `forward`."""
-        with console.LoadProgress(_say, bars=self._bars) as progress:
+        as_json = self._settings.json
+        # Bars of several processes would overwrite each other.
+        with console.LoadProgress(
+            _say, bars=self._process == 0, json_process=self._process if as_json else None
+        ) as progress:
             loaded = load_layers(
                 self._core,
                 [self._layer(index, rank, ranks) for index in indices],
@@ -81,6 +84,8 @@ class ExpertEngine:
                 say=_say,
                 progress=progress,
             )
+        if as_json:
+            console.event("loaded", process=self._process, **loaded.facts())
         return dict(zip(indices, loaded.handles, strict=True))
 
     def _layer(self, index: int, rank: int, ranks: int) -> Layer:

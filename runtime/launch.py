@@ -23,9 +23,12 @@ MODEL_OPTIONS = ("--model-path", "--model")
 TP_OPTIONS = ("--tensor-parallel-size", "--tp-size", "--tp")
 PP_OPTIONS = ("--pipeline-parallel-size", "--pp-size")
 NNODES_OPTIONS = ("--nnodes",)
+SLEEP_OPTION = "--sleep-on-idle"
 # Without --max-total-tokens sglang fills the memory it finds free with KV cache, and touches every page of it
 # before it serves. On a CPU that memory holds the experts, and the touching took 3.6 s per GB.
 CPU_KV_CACHE_BYTES = 4 << 30
+# What sglang's processes take beside weights and KV cache: torch alone is half of it, in every one of them.
+SGLANG_BYTES = 3 << 30
 # A batch between two captured sizes is padded to the larger one, and a padded row's experts cost as much as
 # any: sizes that a few users make are captured one by one.
 DECODE_GRAPH_SIZES = (
@@ -43,7 +46,7 @@ PREFILL_GRAPH_OPTIONS = ("--cuda-graph-backend-prefill", "--enforce-piecewise-cu
 
 @dataclass(frozen=True)
 class Launch:
-    """A command to exec, and what was decided on the way."""
+    """A command to exec, and what was decided on the way. warning: why it may fail, or empty."""
 
     argv: list[str]
     environ: dict[str, str]
@@ -53,6 +56,7 @@ class Launch:
     on_cpu: bool
     needed_bytes: int
     available_bytes: int
+    warning: str
 
 
 def option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
@@ -87,7 +91,7 @@ def plan(
     child = dict(environ)
     added: list[str] = []
     needed = 0
-    where = ""
+    where = warning = ""
     if on_cpu:
         added += _cpu_arguments(arguments)
         child["SGLANG_USE_CPU_ENGINE"] = "1"
@@ -96,10 +100,14 @@ def plan(
         placed = placement.plan(host, threads=threads, processes=processes, bind=settings.bind)
         where = placement.describe(placed)
         needed = _check_memory(model, host, on_cpu=on_cpu)
+        warning = _short_memory(needed, host)
         if on_cpu and option(arguments, ("--max-total-tokens", "--mem-fraction-static")) is None:
             added += ["--mem-fraction-static", f"{_kv_cache_fraction(host, needed):.3f}"]
         if not on_cpu:
             added += _gpu_arguments(arguments)
+        if settings.power_saving and option(arguments, (SLEEP_OPTION,)) is None:
+            # sglang's scheduler asks for requests without pause otherwise.
+            added.append(SLEEP_OPTION)
         child = settings.export(child)
         child.setdefault("OMP_NUM_THREADS", str(_omp_threads(host, threads, processes, on_cpu=on_cpu)))
         plugins = child.get("SGLANG_PLUGINS", "")
@@ -114,7 +122,9 @@ def plan(
         *added,
         *arguments,
     ]
-    return Launch(argv, child, threads, where, processes, on_cpu, needed, host.memory_available_bytes)
+    return Launch(
+        argv, child, threads, where, processes, on_cpu, needed, host.memory_available_bytes, warning
+    )
 
 
 def _processes(arguments: Sequence[str]) -> int:
@@ -168,6 +178,18 @@ def _check_memory(model: RepackedModel, host: Host, *, on_cpu: bool) -> int:
         )
         raise CapacityError(msg)
     return needed
+
+
+def _short_memory(needed: int, host: Host) -> str:
+    """A warning when the weights fit, but leave sglang too little."""
+    available = host.memory_available_bytes
+    if available - needed >= SGLANG_BYTES:
+        return ""
+    return (
+        f"memory is short: {available / 1e9:.1f} GB are available, but the weights need "
+        f"{needed / 1e9:.1f} GB and sglang's own processes about {SGLANG_BYTES / 1e9:.1f} GB; end what uses "
+        "memory, or use experts of fewer bits (lsg-convert --experts int4)"
+    )
 
 
 def _kv_cache_fraction(host: Host, needed: int) -> float:

@@ -3,6 +3,7 @@
 Invariant: a load that cannot fit is refused before a byte is read.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,18 @@ class Loaded:
     bytes: int
     locked_bytes: int
     nodes: list[NodeFound]
+
+    def facts(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "mode": self.choice.mode,
+            "reason": self.choice.reason,
+            "layers": len(self.handles),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "locked_bytes": self.locked_bytes,
+            "nodes": [dataclasses.asdict(node) for node in self.nodes],
+        }
 
     def lines(self) -> list[str]:
         """In words: the speed and what is locked, then one line for each node."""

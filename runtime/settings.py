@@ -29,7 +29,8 @@ class Settings:
     None for any. bind: what a worker is pinned to, "core" or "node". power_saving: workers sleep as soon as
     they have nothing to do. load: how experts come into memory (load_plan.choose). spill: experts that do not
     fit on their node may lie on others. hand_over: how a CUDA graph and the engine take turns. trace: process
-    n records what the engine computes in the file `trace`.n, None for nothing.
+    n records what the engine computes in the file `trace`.n, None for nothing. json: what lsg-serve plans and
+    how loading goes are JSON lines on stdout.
     """
 
     isa: str = ""
@@ -43,6 +44,7 @@ class Settings:
     spill: bool = False
     hand_over: str = "kernels"
     trace: str | None = None
+    json: bool = False
 
     def export(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment that makes `read` in a child process return these settings."""
@@ -63,6 +65,8 @@ class Settings:
         kept["LSG_HAND_OVER"] = self.hand_over
         if self.trace is not None:
             kept["LSG_TRACE"] = self.trace
+        if self.json:
+            kept["LSG_JSON"] = "1"
         if not self.hybrid:
             kept["LVLLM_MOE_NUMA_ENABLED"] = "0"
         if self.weights is not None:
@@ -123,6 +127,7 @@ _ACCEPTED: Final = {
     "LSG_SPILL": _Variable("spill", _switch),
     "LSG_HAND_OVER": _Variable("hand_over", lambda name, value: _one_of(name, value, HAND_OVERS)),
     "LSG_TRACE": _Variable("trace", _path),
+    "LSG_JSON": _Variable("json", _switch),
     "LK_THREADS": _Variable("threads", _threads),
     "LK_THREAD_BINDING": _Variable(
         "bind", lambda name, value: BINDINGS[_one_of(name, value, tuple(BINDINGS))]

@@ -181,6 +181,16 @@ def test_a_dry_run_starts_nothing(repacked, executed):
     assert not executed
 
 
+def test_a_plan_for_programs(repacked, executed):
+    result = run(repacked, "--json", "--dry-run")
+    assert (result.exit_code, result.stderr) == (0, "")
+    plan = json.loads(result.stdout)
+    assert plan["event"] == "plan"
+    assert plan["experts"].startswith("2 layers of 4 experts, int4")
+    run(repacked, "--json")
+    assert executed[0][2]["LSG_JSON"] == "1"
+
+
 def test_an_ordinary_directory_goes_to_sglang(checkpoint, executed):
     result = run(checkpoint, "--port", "1")
     assert result.exit_code == 0, result.stderr

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +122,12 @@ def test_a_process_has_one_engine(model, repacked, monkeypatch):
     assert process_engine(model, settings, observed, process=0, processes=1) is first
     with pytest.raises(CompatError, match="already computes"):
         process_engine(open_model(repacked), settings, observed, process=0, processes=1)
+
+
+def test_a_load_for_programs(model, capsys):
+    engine = ExpertEngine(model, Settings(threads=1, json=True), host.observe(), process=1, processes=2)
+    engine.load([0, 1])
+    *progress, loaded = map(json.loads, capsys.readouterr().out.splitlines())
+    assert progress[-1]["event"] == "load"
+    assert all(node["done_bytes"] == node["total_bytes"] for node in progress[-1]["nodes"])
+    assert (loaded["event"], loaded["process"], loaded["layers"]) == ("loaded", 1, 2)

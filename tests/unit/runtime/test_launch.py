@@ -134,6 +134,21 @@ def test_a_model_that_does_not_fit_is_refused():
         plan(model=Big)
 
 
+def test_a_model_that_leaves_sglang_no_room_is_worth_a_warning():
+    class Large(Model):
+        expert_bytes = 62 << 30
+
+    assert "68.7 GB are available, but the weights need 66.6 GB" in plan(model=Large).warning
+    assert not plan(model=Model).warning
+
+
+@pytest.mark.parametrize("arguments", [[], ["--sleep-on-idle"]])
+def test_saving_power_lets_sglang_sleep_too(arguments):
+    argv = plan(*arguments, model=Model, settings=Settings(power_saving=True)).argv
+    assert argv.count("--sleep-on-idle") == 1
+    assert "--sleep-on-idle" not in plan(model=Model).argv
+
+
 def test_naming_the_model_twice_is_refused():
     with pytest.raises(CompatError, match="named twice"):
         plan("--model-path", "/other")

@@ -33,6 +33,7 @@ def test_defaults_and_foreign_variables():
         ({"LSG_LOAD": "auto"}, Settings()),
         ({"LSG_LOAD": "map", "LVLLM_ENABLE_NUMA_INTERLEAVE": "1"}, Settings(load="map")),
         ({"LSG_SPILL": "1"}, Settings(spill=True)),
+        ({"LSG_JSON": "1"}, Settings(json=True)),
         ({"LVLLM_GPU_RESIDENT_MOE_LAYERS": ""}, Settings()),
     ],
 )
@@ -61,6 +62,7 @@ def test_every_accepted_name(environ, expected):
         ({"LK_POWER_SAVING": "yes"}, ["LK_POWER_SAVING=yes", "0, 1"]),
         ({"LSG_LOAD": "copy"}, ["LSG_LOAD=copy", "auto, map, huge"]),
         ({"LSG_SPILL": "all"}, ["LSG_SPILL=all", "0, 1"]),
+        ({"LSG_JSON": "lines"}, ["LSG_JSON=lines", "0, 1"]),
         ({"LVLLM_ENABLE_NUMA_INTERLEAVE": "on"}, ["LVLLM_ENABLE_NUMA_INTERLEAVE=on", "0, 1"]),
         ({"LK_NUMA_INTERLEAVE": "1", "LSG_LOAD": "huge"}, ["LSG_LOAD=huge", "contradicts"]),
         ({"LVLLM_GPU_PREFILL_MIN_BATCH_SIZE": "2048"}, ["later version"]),
@@ -82,7 +84,7 @@ def test_nothing_is_ignored(environ, words):
         Settings(),
         Settings("vnni", 7, "float", hybrid=False, weights="keep", load="huge", spill=True),
         Settings(weights="int4", bind="node", power_saving=True),
-        Settings(weights="int4", hand_over="hostfunc", trace="t"),
+        Settings(weights="int4", hand_over="hostfunc", trace="t", json=True),
     ],
 )
 def test_a_child_process_reads_what_was_exported(chosen):
