@@ -62,9 +62,8 @@ def main(
     cases = []
     with tempfile.TemporaryDirectory() as scratch:
         deadline = time.monotonic() + (limit or math.inf)
-        for case in _run_all(
-            context, chosen, jobs, timeout, deadline, logs or Path(scratch), on_a_cpu=on_a_cpu
-        ):
+        limits = (timeout, deadline)
+        for case in _run_all(context, chosen, jobs, limits, logs or Path(scratch), on_a_cpu=on_a_cpu):
             cases.append(case)
             click.echo(f"{case['model']:24} {case['format']:22} {case['seconds']:5.0f} s  {_words(case)}")
     cases.sort(key=lambda case: chosen.index((case["model"], case["format"])))

@@ -74,7 +74,8 @@ struct Weights {
         .tiles_per_scale = scaled ? std::max(static_cast<int>(format.scale_k) / kTileK, 1) : kTiles,
         .scale_dtype = format.scale_dtype,
         .scale_rows = rows,
-        .global_scale = {1.0f, 1.0f}};
+        .global_scale = {1.0f, 1.0f},
+        .whole = true};
   }
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
-#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -23,16 +21,21 @@ constexpr int kChunkTokens = 4096;
 // took 32 ms fused and 48 ms in two passes, 512 tokens 221 and 248 ms; the bytes bound what the
 // sums may occupy.
 constexpr int kFusedTokens = 128;
-constexpr int64_t kFusedBytes = int64_t{64} << 20;
-// Partial sums a fused batch is cut into, at least: enough to balance 16 threads to a sixth. Fewer
-// when rows get long.
+constexpr int64_t kFusedBytes = int64_t{256} << 20;
+// Partial sums of a token, at least: enough to balance 16 threads.
+constexpr int kSlots = 96;
+// Up to so many tokens it takes longer to wake a worker than to read or write them.
 constexpr int kFewTokens = 4;
-constexpr int kSlotsForFewTokens = 96;
-constexpr int kSlots = 48;
 
 constexpr int kMaxUnitRows = 128;
 constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
 constexpr int kMaxGateUpOutputs = 2 * kMaxUnitRows;
+
+// The ranges of expert ids that have partial sums of their own. They follow from the layer alone,
+// so a token's bits depend neither on the rest of its batch nor on the threads.
+int ExpertRanges(const MoeLayer& layer) {
+  return std::clamp(CeilDiv(kSlots, std::max(layer.units(), 1)), 1, layer.num_experts());
+}
 
 void PrefetchStart(const uint8_t* record) {
   for (int at = 0; at < kPrefetchBytes; at += kLineBytes) __builtin_prefetch(record + at, 0, 1);
@@ -98,7 +101,8 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
       if (layer.pieces().size() > 1) mine.sums.Grow(int64_t{pieces} * tokens * layer.out_stride());
     }
     const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
-    if (tokens <= kFusedTokens && layer.units() * tokens * row_bytes <= kFusedBytes) {
+    const int64_t rows = int64_t{layer.units()} * ExpertRanges(layer) * tokens;
+    if (tokens <= kFusedTokens && rows * row_bytes <= kFusedBytes) {
       LoadHidden(layer, batch, first, tokens);
       Fused(layer, tokens);
     } else {
@@ -220,33 +224,33 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   Workspace& ws = *workspace_;
   const auto& experts = ws.routing.experts;
   const int stride = layer.out_stride();
-  const int wanted = tokens <= kFewTokens ? kSlotsForFewTokens : kSlots;
-  const int chunks = std::clamp(CeilDiv(wanted, std::max(layer.units(), 1)), 1,
-                                std::max(static_cast<int>(experts.size()), 1));
+  const int ranges = ExpertRanges(layer);
+  ws.SplitExperts(ranges, layer.num_experts());
   for (int node = 0; node < pool_->num_nodes(); ++node) {
-    const int64_t rows = int64_t{layer.UnitsOf(node).size()} * chunks * tokens;
+    const int64_t rows = int64_t{layer.UnitsOf(node).size()} * ranges * tokens;
     ws.nodes[node].slots.Grow(rows * stride);
     ws.nodes[node].filled.assign(rows, 0);
   }
 
-  const auto compute = [&](int node, int slot) {
+  const auto compute = [&](int node, int task) {
     NodeWorkspace& mine = ws.nodes[node];
-    const int unit = layer.UnitsOf(node).begin + slot / chunks;
-    const int chunk = slot % chunks;
-    const int count = static_cast<int>(experts.size());
-    float* sums = mine.slots.data() + int64_t{slot} * tokens * stride;
-    uint8_t* filled = mine.filled.data() + int64_t{slot} * tokens;
+    const UnitRange units = layer.UnitsOf(node);
+    const ExpertRange& range = ws.expert_ranges[task / units.size()];
+    const int unit = units.begin + task % units.size();
+    const int64_t slot = int64_t{unit - units.begin} * ranges + range.index;
+    float* sums = mine.slots.data() + slot * tokens * stride;
+    uint8_t* filled = mine.filled.data() + slot * tokens;
     alignas(64) float act[kMaxTokens][kMaxUnitRows];
     float* act_rows[kMaxTokens];
     for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
-    for (int e = count * chunk / chunks; e < count * (chunk + 1) / chunks; ++e) {
+    for (int e = range.begin; e < range.end; ++e) {
       const ExpertTokens& expert = experts[e];
       const Panel gate_up = layer.GateUpPanel(unit, expert.expert);
       const Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
       const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
       const auto routed = ws.routing.TokensOf(expert);
       // Kernels prefetch ahead in a record; its start nobody would.
-      if (e + 1 < count * (chunk + 1) / chunks) {
+      if (e + 1 < range.end) {
         PrefetchStart(layer.GateUpPanel(unit, experts[e + 1].expert).codes);
       }
       for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
@@ -278,8 +282,8 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     SumUnits<kBlockN>(units, sum, [&](UnitRange range, float* part) {
       if (range.size() > 1) return false;
       std::fill_n(part, kBlockN, 0.0f);
-      const int first_slot = (range.begin - first_unit) * chunks;
-      for (int slot = first_slot; slot < first_slot + chunks; ++slot) {
+      const int first_slot = (range.begin - first_unit) * ranges;
+      for (int slot = first_slot; slot < first_slot + ranges; ++slot) {
         const int64_t row = int64_t{slot} * tokens + token;
         if (!mine.filled[row]) continue;
         const float* from = mine.slots.data() + row * stride + at;
@@ -292,10 +296,9 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   const int64_t blocks = int64_t{tokens} * stride / kBlockN;
   pool_->Run([&](int worker) {
     const int node = pool_->NodeOf(worker);
-    const int slots = layer.UnitsOf(node).size() * chunks;
-    for (int slot = ws.nodes[node].next_task++; slot < slots; slot = ws.nodes[node].next_task++) {
-      compute(node, slot);
-    }
+    std::atomic<int>& next = ws.nodes[node].next_task;
+    const int tasks = layer.UnitsOf(node).size() * static_cast<int>(ws.expert_ranges.size());
+    for (int task = next++; task < tasks; task = next++) compute(node, task);
     pool_->SyncNode();
     const int64_t here = worker - pool_->FirstWorker(node);
     const int64_t workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);

@@ -39,7 +39,8 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
                                  : std::max(static_cast<int>(format.scale_k) / kTileK, 1),
           .scale_dtype = format.scale_dtype,
           .scale_rows = static_cast<int>(format.scale_rows),
-          .global_scale = {1.0f, 1.0f}};
+          .global_scale = {1.0f, 1.0f},
+          .whole = block_end - block_begin == s.blocks};
 }
 
 }  // namespace

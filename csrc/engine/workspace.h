@@ -1,11 +1,13 @@
 // What a forward pass needs beside the weights. Grows to the largest batch seen, never shrinks.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "base/align.h"
 #include "engine/moe_engine.h"
 #include "engine/routing.h"
 #include "kernels/kernels.h"
@@ -64,6 +66,13 @@ struct MoeEngine::NodeWorkspace {
   Scratch<float> sums;          // [piece][token][out_stride]; unused where one piece is everything
 };
 
+// Routed experts whose ids lie in one range: indices into Routing::experts.
+struct ExpertRange {
+  int index;  // of the range
+  int begin, end;
+  int passes;  // over weights: each takes kMaxTokens tokens
+};
+
 struct MoeEngine::Workspace {
   Routing routing;
   Scratch<float> hidden;    // [tokens, in_stride]
@@ -71,8 +80,27 @@ struct MoeEngine::Workspace {
   Int8Rows hidden_int8;     // rows of `gathered` if there are any, else of `hidden`
   Scratch<float> out;       // [tokens, out_stride]
   std::vector<NodeWorkspace> nodes;
-  Scratch<uint8_t> packed_hidden;  // [tokens][row of the gate_up sweep]
-  std::vector<int32_t> by_size;    // indices of routing.experts, most tokens first
+  Scratch<uint8_t> packed_hidden;          // [tokens][row of the gate_up sweep]
+  std::vector<int32_t> by_size;            // indices of routing.experts, most tokens first
+  std::vector<ExpertRange> expert_ranges;  // those with routed experts, most passes first
+
+  // Sorts the routed experts into `ranges` equal ranges of ids.
+  void SplitExperts(int ranges, int num_experts) {
+    expert_ranges.clear();
+    const int count = static_cast<int>(routing.experts.size());
+    for (int index = 0, at = 0; index < ranges; ++index) {
+      ExpertRange range{index, at, at, 0};
+      const int end = static_cast<int>(int64_t{num_experts} * (index + 1) / ranges);
+      for (; at < count && routing.experts[at].expert < end; ++at) {
+        range.passes += CeilDiv(routing.experts[at].end - routing.experts[at].begin, kMaxTokens);
+      }
+      range.end = at;
+      if (range.end > range.begin) expert_ranges.push_back(range);
+    }
+    std::sort(expert_ranges.begin(), expert_ranges.end(), [](const auto& a, const auto& b) {
+      return a.passes != b.passes ? a.passes > b.passes : a.index < b.index;
+    });
+  }
 
   // Where the sum of one of a node's pieces goes: [tokens, out_stride].
   float* PieceSum(const MoeLayer& layer, int node, int piece, int tokens) {

@@ -35,6 +35,7 @@ struct Panel {
   ScaleDtype scale_dtype;
   int scale_rows;
   float global_scale[2];  // of a block's first and second 32 outputs
+  bool whole;             // the record's next section lies behind the codes: worth prefetching
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].

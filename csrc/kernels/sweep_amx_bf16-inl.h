@@ -215,7 +215,7 @@ void UnpackBf16(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
       }
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-      PrefetchTile(codes, kTileBytes);
+      if (panel.whole) PrefetchTile(codes, kTileBytes);
       Format::Unpack(codes, out->scales.zero_point[0] + t * kTileN, out->pairs[t]);
     }
   }

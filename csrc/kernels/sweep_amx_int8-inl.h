@@ -38,7 +38,7 @@ void UnpackAmxInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8
                                  0.0f);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-      PrefetchTile(codes, kTileBytes);
+      if (panel.whole) PrefetchTile(codes, kTileBytes);
       for (int line = 0; line < kTileOperands / kPerLine; ++line) {
         __m512i w[kPerLine];
         Weight::Unpack(_mm512_loadu_si512(codes + line * kLineBytes), w);

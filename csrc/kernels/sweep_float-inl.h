@@ -41,7 +41,7 @@ void UnpackFloat(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t
       }
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-      PrefetchTile(codes, kTileBytes);
+      if (panel.whole) PrefetchTile(codes, kTileBytes);
       for (int line = 0; line < kLines; ++line) {
         for (int part = 0; part < kParts; ++part) {
           const int n = part * Simd::kLanes;

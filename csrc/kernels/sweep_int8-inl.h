@@ -55,7 +55,7 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
                                  Weight::kDefaultZeroPoint);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-      PrefetchTile(codes, kTileBytes);
+      if (panel.whole) PrefetchTile(codes, kTileBytes);
       for (int line = 0; line < kTileOperands / kPerLine; ++line) {
         for (int part = 0; part < kParts; ++part) {
           const int at = part * Simd::kLanes * 4;

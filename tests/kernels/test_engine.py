@@ -150,6 +150,22 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
         assert all(len(same) == 1 for same in results.values())
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "fp8-f32-32x128", "bf16-order"])
+def test_a_token_alone_and_in_a_batch_has_the_same_bits(tmp_path: Path, fmt: str, isa: str):
+    layer = random_layer(tmp_path / "a.lsgb", fmt=fmt, hidden=200, intermediate=130, experts=40)
+    engine = _core.Engine(threads=3, isa=isa)
+    handle = engine.add_layer(str(layer.path))
+    rng = np.random.default_rng(3)
+    hidden = rng.normal(size=(FUSED_TOKENS, 200)).astype(np.float32)
+    ids, weights = routing(rng, FUSED_TOKENS, 40, 8)
+    together = forward(engine, handle, hidden, ids, weights)
+    for first, count in [(0, 1), (127, 1), (3, 2), (5, 7), (60, 64)]:
+        some = slice(first, first + count)
+        alone = forward(engine, handle, hidden[some], ids[some], weights[some])
+        assert alone.tobytes() == together[some].tobytes()
+
+
 def on_nodes(*workers: int, **options) -> _core.Engine:
     """An engine whose nodes have so many workers each, wherever they run."""
     nodes = [_core.NodeWorkers(node, [[]] * count) for node, count in enumerate(workers)]
