@@ -2,8 +2,7 @@
 
 Invariant: once a Checkpoint exists, the header of every shard is known, valid, and agrees with the index, so
 that nothing is written for a checkpoint that is incomplete. A shard is local and whole, or it is absent:
-then its tensors cannot be read until `attach`. Tensors are read at their offsets (pread, no mapping), so
-memory holds only what was asked for; pickles are never opened.
+then its tensors cannot be read until `attach`. Memory holds what was asked for; pickles are never opened.
 """
 
 import json
@@ -20,10 +19,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from lsg import CheckpointError
-from lsg._core import crc32c
+from lsg._core import crc32c, map_range
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
+# A copy of less costs no more than a mapping.
+_MAPPED_BYTES: Final = 256 << 10
+# What offsets must be multiples of for every array over the bytes to be aligned.
+_WIDEST_ITEM: Final = 4
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -117,21 +120,24 @@ class Checkpoint:
         """Let go of a shard's file; the shard is absent until it is attached again."""
         os.close(self._fds.pop(shard))
 
-    def read(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
-        """The tensor's bytes."""
-        data = np.empty(tensor.nbytes, np.uint8)
-        self.read_into(tensor, 0, data.data)
+    def read(self, tensor: Tensor, start: int = 0, nbytes: int | None = None) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes, or so many from `start`, where the page cache has them or in a copy: read only.
+
+        Raises CheckpointError if the file has shrunk.
+        """
+        nbytes = tensor.nbytes if nbytes is None else nbytes
+        offset = tensor.offset + start
+        if nbytes >= _MAPPED_BYTES and offset % _WIDEST_ITEM == 0:
+            found = map_range(self._fd(tensor), offset, nbytes)
+            if found is not None:
+                return found
+        data = np.empty(nbytes, np.uint8)
+        self.read_into(tensor, start, data.data)
         return data
 
     def read_into(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the tensor's bytes from `start`. Raises CheckpointError if it has shrunk."""
-        fd = self._fds.get(tensor.shard)
-        if fd is None:
-            msg = (
-                f"{self.directory / tensor.shard}: {tensor.name} is needed at a time when its shard is not "
-                "on the disk; convert without --stream"
-            )
-            raise CheckpointError(msg)
+        """Fill `buffer` with the tensor's bytes from `start`. Raises as `read`."""
+        fd = self._fd(tensor)
         done = 0
         while done < len(buffer):
             try:
@@ -144,6 +150,16 @@ class Checkpoint:
                 msg = f"{where}: ended inside {tensor.name}; the file changed while it was read"
                 raise CheckpointError(msg)
             done += count
+
+    def _fd(self, tensor: Tensor) -> int:
+        fd = self._fds.get(tensor.shard)
+        if fd is None:
+            msg = (
+                f"{self.directory / tensor.shard}: {tensor.name} is needed at a time when its shard is not "
+                "on the disk; convert without --stream"
+            )
+            raise CheckpointError(msg)
+        return fd
 
     def _close(self) -> None:
         for fd in self._fds.values():

@@ -104,9 +104,7 @@ class RoutedExperts:
         """One expert's share of a tensor."""
         stacked = layer.layout.stacked
         nbytes = tensor.nbytes // tensor.shape[0] if stacked else tensor.nbytes
-        data: npt.NDArray[np.uint8] = np.empty(nbytes, np.uint8)
-        self._checkpoint.read_into(tensor, expert * nbytes if stacked else 0, data.data)
-        return data
+        return self._checkpoint.read(tensor, expert * nbytes if stacked else 0, nbytes)
 
     def _where(self, tensor: Tensor) -> str:
         return f"{self._checkpoint.directory / tensor.shard}: {tensor.name}"

@@ -4,14 +4,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 
 #include "base/align.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/matrix.h"
 #include "convert/expert_converter.h"
+#include "convert/mapped_range.h"
 #include "convert/matrix_converter.h"
 #include "cpu/isa.h"
 
@@ -125,9 +128,27 @@ py::tuple ConvertOneMatrix(const Matrix& matrix, const PanelFormat& source,
   return py::make_tuple(made, ErrorOf(*converter));
 }
 
+// uint8 [bytes], read only; none where the file has to be read instead.
+py::object MapRange(int fd, int64_t offset, int64_t bytes) {
+  std::unique_ptr<MappedRange> range;
+  try {
+    const py::gil_scoped_release release;
+    range = std::make_unique<MappedRange>(fd, offset, bytes);
+  } catch (const std::system_error&) {
+    return py::none();
+  }
+  const uint8_t* data = range->data();
+  const py::capsule owner(range.release(),
+                          [](void* mapped) { delete static_cast<MappedRange*>(mapped); });
+  py::array_t<uint8_t> array(bytes, data, owner);
+  array.attr("flags").attr("writeable") = false;
+  return array;
+}
+
 }  // namespace
 
 void BindConvert(py::module_& module) {
+  module.def("map_range", &MapRange, py::arg("fd"), py::arg("offset"), py::arg("nbytes"));
   module.def("convert_expert", &ConvertOneExpert, py::arg("spec"), py::arg("expert"),
              py::arg("gate").none(true), py::arg("up"), py::arg("down"), py::arg("gate_up_source"),
              py::arg("down_source"), py::arg("records"), py::kw_only(), py::arg("search") = true,

@@ -49,7 +49,7 @@ MatrixConverter::MatrixConverter(const Kernels& kernels, const MatrixView& matri
   const int groups = CeilDiv(matrix.cols, kWeightGroup);
   values_.resize(size_t{kWeightGroup} * groups);
   factors_.resize(size_t{2} * groups);
-  exact_ = {values_.data(), factors_.data(), groups};
+  exact_ = {values_.data(), factors_.data(), groups, source.scale_dtype == ScaleDtype::kNone};
   if (way_ != Way::kNvfp4) return;
   // The largest group's scale becomes the largest e4m3 number, 448, and its largest weight 6.
   float largest = kSmallest;

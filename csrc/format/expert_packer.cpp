@@ -40,12 +40,20 @@ struct Mover {
     }
   }
 
-  static void Copy(uint8_t* in_matrix, uint8_t* in_record, size_t bytes) {
+  template <size_t kBytes>
+  static void Copy(uint8_t* in_matrix, uint8_t* in_record) {
     if constexpr (kPack) {
-      std::memcpy(in_record, in_matrix, bytes);
+      std::memcpy(in_record, in_matrix, kBytes);
     } else {
-      std::memcpy(in_matrix, in_record, bytes);
+      std::memcpy(in_matrix, in_record, kBytes);
     }
+  }
+
+  // One scale. There are too many for a call of memcpy each.
+  static void Scale(int bytes, uint8_t* in_matrix, uint8_t* in_record) {
+    if (bytes == 1) return Copy<1>(in_matrix, in_record);
+    if (bytes == 2) return Copy<2>(in_matrix, in_record);
+    Copy<4>(in_matrix, in_record);
   }
 };
 
@@ -57,8 +65,8 @@ void MoveScale(const PanelFormat& format, const MatrixView& m, int row, int grou
   if (row >= m.rows || group_col >= m.scale_cols) return;
   const ptrdiff_t at = ptrdiff_t{scale_row} * m.scale_cols + group_col;
   const int bytes = BytesOf(format.scale_dtype);
-  Mover<kPack>::Copy(m.scales + at * bytes, scale, bytes);
-  if (format.zero_point) Mover<kPack>::Copy(m.zero_points + at, zero_point, 1);
+  Mover<kPack>::Scale(bytes, m.scales + at * bytes, scale);
+  if (format.zero_point) Mover<kPack>::template Copy<1>(m.zero_points + at, zero_point);
 }
 
 template <bool kPack>
@@ -97,8 +105,9 @@ void MoveGateUp(const LayerSpec& spec, const ExpertView& expert, int unit, uint8
       for (int n = 0; n < kBlockN; ++n) {
         const auto [matrix, row] = source(n);
         if (row >= matrix.rows) continue;
-        Mover<kPack>::Copy(reinterpret_cast<uint8_t*>(matrix.bias + row),
-                           record + s.bias + (block * kBlockN + n) * sizeof(float), sizeof(float));
+        Mover<kPack>::template Copy<sizeof(float)>(
+            reinterpret_cast<uint8_t*>(matrix.bias + row),
+            record + s.bias + (block * kBlockN + n) * sizeof(float));
       }
     }
   }

@@ -36,10 +36,26 @@ inline float ScaleValue(const uint8_t* scales, ScaleDtype dtype, int at) {
 constexpr float kE2m1Values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                    -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
+// Codes without scales; load(p) gives the floats of those from p on.
+template <typename Load>
+void ExpandPlain(const StoredRow& row, const ExactRow& out, Load&& load) {
+  const auto* codes = reinterpret_cast<const uint16_t*>(row.codes);
+  const int whole = row.cols / kFactorGroup * kFactorGroup;
+  for (int i = 0; i < whole; i += Simd::kLanes) Simd::Store(out.values + i, load(codes + i));
+  for (int i = 0; i < 2 * out.groups; ++i) out.factors[i] = 1.0f;
+  const int padded = out.groups * kWeightGroup;
+  if (whole == padded) return;
+  uint16_t rest[kFactorGroup] = {};
+  std::memcpy(rest, codes + whole, (row.cols - whole) * sizeof(uint16_t));
+  std::memset(out.values + whole, 0, (padded - whole) * sizeof(float));
+  for (int i = 0; i < kFactorGroup; i += Simd::kLanes) {
+    Simd::Store(out.values + whole + i, load(rest + i));
+  }
+}
+
 // load(p) gives the floats of the codes from p on; `offset` is what integers are stored with.
-template <typename Code, typename Load>
+template <typename Load>
 void ExpandCodes(const StoredRow& row, const ExactRow& out, float offset, Load&& load) {
-  const auto* codes = reinterpret_cast<const Code*>(row.codes);
   for (int chunk = 0; chunk < 2 * out.groups; ++chunk) {
     const int first = chunk * kFactorGroup;
     float* values = out.values + first;
@@ -56,10 +72,10 @@ void ExpandCodes(const StoredRow& row, const ExactRow& out, float offset, Load&&
     const bool joins = row.scale_dtype == ScaleDtype::kFp8E4m3;
     const Simd::F minus = Simd::Set1(zero), times = Simd::Set1(joins ? scale : 1.0f);
     out.factors[chunk] = joins ? row.global_scale : scale * row.global_scale;
-    Code padded[kFactorGroup] = {};
-    const Code* from = codes + first;
+    uint8_t padded[kFactorGroup] = {};
+    const uint8_t* from = row.codes + first;
     if (left < kFactorGroup) {
-      std::memcpy(padded, from, left * sizeof(Code));
+      std::memcpy(padded, from, left);
       from = padded;
     }
     for (int i = 0; i < kFactorGroup; i += Simd::kLanes) {
@@ -74,30 +90,29 @@ void ExpandRow(const StoredRow& row, const ExactRow& out) {
     case Dtype::kInt4:
     case Dtype::kInt8: {
       const auto plain = [](const uint8_t* p) { return Simd::FromInt(Simd::LoadU8(p)); };
-      if (row.dtype == Dtype::kInt4) return ExpandCodes<uint8_t>(row, out, 8.0f, plain);
-      if (row.zero_points) return ExpandCodes<uint8_t>(row, out, 0.0f, plain);
-      return ExpandCodes<uint8_t>(row, out, 0.0f, [](const uint8_t* p) {
+      if (row.dtype == Dtype::kInt4) return ExpandCodes(row, out, 8.0f, plain);
+      if (row.zero_points) return ExpandCodes(row, out, 0.0f, plain);
+      return ExpandCodes(row, out, 0.0f, [](const uint8_t* p) {
         return Simd::FromInt(Simd::ShiftRightSigned<24>(Simd::ShiftLeft<24>(Simd::LoadU8(p))));
       });
     }
     case Dtype::kFp8E4m3:
-      return ExpandCodes<uint8_t>(row, out, 0.0f,
-                                  [](const uint8_t* p) { return E4m3::Decode(Simd::LoadU8(p)); });
+      return ExpandCodes(row, out, 0.0f,
+                         [](const uint8_t* p) { return E4m3::Decode(Simd::LoadU8(p)); });
     case Dtype::kFp8E5m2:
-      return ExpandCodes<uint8_t>(row, out, 0.0f,
-                                  [](const uint8_t* p) { return E5m2::Decode(Simd::LoadU8(p)); });
+      return ExpandCodes(row, out, 0.0f,
+                         [](const uint8_t* p) { return E5m2::Decode(Simd::LoadU8(p)); });
     case Dtype::kFp4E2m1:
       // Not by Decode: a half would be a subnormal on the way, which some processors are slow with.
-      return ExpandCodes<uint8_t>(row, out, 0.0f, [](const uint8_t* p) {
+      return ExpandCodes(row, out, 0.0f, [](const uint8_t* p) {
         return Simd::Lookup16(kE2m1Values, Simd::LoadU8(p));
       });
     case Dtype::kBf16:
-      return ExpandCodes<uint16_t>(row, out, 0.0f, [](const uint16_t* p) {
+      return ExpandPlain(row, out, [](const uint16_t* p) {
         return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(p)));
       });
     case Dtype::kF16:
-      return ExpandCodes<uint16_t>(row, out, 0.0f,
-                                   [](const uint16_t* p) { return Simd::LoadF16(p); });
+      return ExpandPlain(row, out, [](const uint16_t* p) { return Simd::LoadF16(p); });
   }
 }
 

@@ -14,56 +14,59 @@ namespace lsg {
 namespace {
 
 RowError QuantizeInt8(const ExactRow& row, const QuantizedRow& out) {
-  return QuantizeGroups<int8_t>(
-      row, out, [&](int group, const float* weights, float largest, int8_t* codes, float* stored) {
-        const bool zero = largest < kSmallestWeight;
-        const uint16_t bits = zero ? 0 : F32ToBf16(largest / 127.0f);
-        const float scale = Bf16ToF32(bits), inverse = zero ? 0.0f : 1.0f / scale;
-        int32_t wide[kWeightGroup];
-        for (int i = 0; i < kWeightGroup; i += Simd::kLanes) {
-          const Simd::F code = Simd::Round(Simd::Mul(Simd::Load(weights + i), Simd::Set1(inverse)));
-          Simd::StoreBits(wide + i, Simd::ToInt(code));
-          Simd::Store(stored + i, Simd::Mul(code, Simd::Set1(scale)));
-        }
-        for (int i = 0; i < kWeightGroup; ++i) codes[i] = static_cast<int8_t>(wide[i]);
-        StoreScale(out, group, bits);
-      });
+  const auto scale_of = [&](int group, const float*, float extreme) -> GroupScale {
+    const float largest = std::fabs(extreme);
+    const bool zero = largest < kSmallestWeight;
+    const uint16_t bits = zero ? 0 : F32ToBf16(largest / 127.0f);
+    StoreScale(out, group, bits);
+    const float scale = Bf16ToF32(bits);
+    return {scale, zero ? 0.0f : 1.0f / scale};
+  };
+  const auto encode = [](const float* weights, GroupScale scale, int8_t* codes, float* stored) {
+    int32_t wide[kWeightGroup];
+    for (int i = 0; i < kWeightGroup; i += Simd::kLanes) {
+      const Simd::F code =
+          Simd::Round(Simd::Mul(Simd::Load(weights + i), Simd::Set1(scale.inverse)));
+      Simd::StoreBits(wide + i, Simd::ToInt(code));
+      Simd::Store(stored + i, Simd::Mul(code, Simd::Set1(scale.value)));
+    }
+    for (int i = 0; i < kWeightGroup; ++i) codes[i] = static_cast<int8_t>(wide[i]);
+  };
+  return QuantizeGroups<int8_t>(row, out, scale_of, encode);
 }
 
 void LargestOfRow(const ExactRow& row, float* largest) {
   for (int group = 0; group < row.groups; ++group) {
-    float weights[kWeightGroup];
-    WeightsOf(row, group, weights);
-    const float found = LargestMagnitudeOf<kWeightGroup>(weights);
+    float room[kWeightGroup];
+    const float found = LargestMagnitudeOf<kWeightGroup>(WeightsOf(row, group, room));
     float& best = largest[group * kWeightGroup / 128];
     best = found > best ? found : best;
   }
 }
 
-// e4m3 or e2m1 codes of weights · inverse; `stored` is what they are worth with that scale.
+// e4m3 or e2m1 codes of scaled weights; `stored` is what they are worth with that scale.
 template <typename Format, int kCount>
-void Encode(const float* weights, float inverse, float scale, uint8_t* codes, float* stored) {
+void Encode(const float* weights, GroupScale scale, uint8_t* codes, float* stored) {
   int32_t wide[kCount];
   for (int i = 0; i < kCount; i += Simd::kLanes) {
-    const Simd::F scaled = Simd::Mul(Simd::Load(weights + i), Simd::Set1(inverse));
+    const Simd::F scaled = Simd::Mul(Simd::Load(weights + i), Simd::Set1(scale.inverse));
     const Simd::I sign = SignOf(scaled);
     const Simd::F rounded =
         Format::Rounded(Simd::Min(Magnitude(scaled), Simd::Set1(Format::kLargest)));
     Simd::StoreBits(
         wide + i, Simd::Or(Format::CodeOf(rounded), Simd::ShiftRight<31 - Format::kSignBit>(sign)));
     const Simd::F value = Simd::FromBits(Simd::Or(Simd::Bits(rounded), sign));
-    Simd::Store(stored + i, Simd::Mul(value, Simd::Set1(scale)));
+    Simd::Store(stored + i, Simd::Mul(value, Simd::Set1(scale.value)));
   }
   for (int i = 0; i < kCount; ++i) codes[i] = static_cast<uint8_t>(wide[i]);
 }
 
 RowError QuantizeFp8(const ExactRow& row, const int* exponents, const QuantizedRow& out) {
-  return QuantizeGroups<uint8_t>(
-      row, out, [&](int group, const float* weights, float, uint8_t* codes, float* stored) {
-        const int exponent = exponents[group * kWeightGroup / 128];
-        Encode<E4m3, kWeightGroup>(weights, PowerOfTwo(-exponent), PowerOfTwo(exponent), codes,
-                                   stored);
-      });
+  const auto scale_of = [&](int group, const float*, float) -> GroupScale {
+    const int exponent = exponents[group * kWeightGroup / 128];
+    return {PowerOfTwo(exponent), PowerOfTwo(-exponent)};
+  };
+  return QuantizeGroups<uint8_t>(row, out, scale_of, Encode<E4m3, kWeightGroup>);
 }
 
 // Halves are added until one term is left.
@@ -122,17 +125,18 @@ uint8_t BestScale(const float* weights, bool search, const int (&steps)[kSteps],
 constexpr int kMxfp4Steps[] = {0, 1, -1};
 
 RowError QuantizeMxfp4(const ExactRow& row, bool search, const QuantizedRow& out) {
-  return QuantizeGroups<uint8_t>(
-      row, out, [&](int group, const float* weights, float largest, uint8_t* codes, float* stored) {
-        const float counted = largest < kSmallestWeight ? kSmallestWeight : largest;
-        const auto exponent = static_cast<int>(std::bit_cast<uint32_t>(counted) >> 23) - 2;
-        const uint8_t code = BestScale<kWeightGroup>(
-            weights, search, kMxfp4Steps,
-            [&](int step) { return static_cast<uint8_t>(exponent + step); }, E8m0ToF32);
-        const float scale = E8m0ToF32(code);
-        Encode<E2m1, kWeightGroup>(weights, 1.0f / scale, scale, codes, stored);
-        out.scales[group] = code;
-      });
+  const auto scale_of = [&](int group, const float* weights, float extreme) -> GroupScale {
+    const float largest = std::fabs(extreme);
+    const float counted = largest < kSmallestWeight ? kSmallestWeight : largest;
+    const auto exponent = static_cast<int>(std::bit_cast<uint32_t>(counted) >> 23) - 2;
+    const uint8_t code = BestScale<kWeightGroup>(
+        weights, search, kMxfp4Steps,
+        [&](int step) { return static_cast<uint8_t>(exponent + step); }, E8m0ToF32);
+    out.scales[group] = code;
+    const float scale = E8m0ToF32(code);
+    return {scale, 1.0f / scale};
+  };
+  return QuantizeGroups<uint8_t>(row, out, scale_of, Encode<E2m1, kWeightGroup>);
 }
 
 // In codes, 8 of which are a factor of two, from the scale that maps the largest magnitude to 6: up
@@ -150,28 +154,38 @@ inline int NearestE4m3(float x) {
 RowError QuantizeNvfp4(const ExactRow& row, bool search, float global_scale,
                        const QuantizedRow& out) {
   constexpr int kGroup16 = 16;
-  const auto scale_of = [&](uint8_t code) { return E4m3::Value(code) * global_scale; };
+  struct TwoScales {
+    GroupScale of[2];
+  };
+  const auto value_of = [&](uint8_t code) { return E4m3::Value(code) * global_scale; };
   const auto most = static_cast<float>(6.0 * static_cast<double>(global_scale));
-  return QuantizeGroups<uint8_t>(
-      row, out, [&](int group, const float* weights, float, uint8_t* codes, float* stored) {
-        for (int half = 0; half < 2; ++half) {
-          const float* mine = weights + half * kGroup16;
-          const float wanted = LargestMagnitudeOf<kGroup16>(mine) / most;
-          const int nearest = NearestE4m3(wanted);
-          const uint8_t code = BestScale<kGroup16>(
-              mine, search, kNvfp4Steps,
-              [&](int step) {
-                const int c = nearest + step;
-                return static_cast<uint8_t>(c < 1 ? 1 : c > 0x7e ? 0x7e : c);
-              },
-              scale_of);
-          const float scale = scale_of(code);
-          Encode<E2m1, kGroup16>(mine, 1.0f / scale, scale, codes + half * kGroup16,
-                                 stored + half * kGroup16);
-          const int at = group * 2 + half;
-          if (at * kGroup16 < out.cols) out.scales[at] = code;
-        }
-      });
+  const auto scale_of = [&](int group, const float* weights, float) {
+    TwoScales scales;
+    for (int half = 0; half < 2; ++half) {
+      const float* mine = weights + half * kGroup16;
+      const int nearest = NearestE4m3(LargestMagnitudeOf<kGroup16>(mine) / most);
+      const uint8_t code = BestScale<kGroup16>(
+          mine, search, kNvfp4Steps,
+          [&](int step) {
+            const int c = nearest + step;
+            return static_cast<uint8_t>(c < 1 ? 1 : c > 0x7e ? 0x7e : c);
+          },
+          value_of);
+      const int at = group * 2 + half;
+      if (at * kGroup16 < out.cols) out.scales[at] = code;
+      const float scale = value_of(code);
+      scales.of[half] = {scale, 1.0f / scale};
+    }
+    return scales;
+  };
+  const auto encode = [](const float* weights, const TwoScales& scales, uint8_t* codes,
+                         float* stored) {
+    for (int half = 0; half < 2; ++half) {
+      const int at = half * kGroup16;
+      Encode<E2m1, kGroup16>(weights + at, scales.of[half], codes + at, stored + at);
+    }
+  };
+  return QuantizeGroups<uint8_t>(row, out, scale_of, encode);
 }
 
 typedef double Doubles __attribute__((vector_size(32)));

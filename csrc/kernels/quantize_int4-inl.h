@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include "base/float16.h"
@@ -9,16 +10,6 @@
 
 namespace lsg {
 namespace {
-
-// The value with the largest magnitude; of two opposite ones, the negative.
-inline float Extreme(const float* x) {
-  uint32_t best = 0;
-  for (int i = 0; i < kWeightGroup; ++i) {
-    const uint32_t key = std::rotl(std::bit_cast<uint32_t>(x[i]), 1);
-    best = key > best ? key : best;
-  }
-  return std::bit_cast<float>(std::rotr(best, 1));
-}
 
 // Candidate scales map the extreme weight to -(6 + c / 4), c = 0 … 15: from "a quarter of the range
 // unused" to "the extreme clipped by a fifth". -8 itself is candidate 8.
@@ -89,33 +80,29 @@ inline float SearchScale(const float* weights, float extreme) {
   return ratios[15 - (bits & 15)] * (extreme * -PowerOfTwo(-kFixedBits));
 }
 
-// A group's codes (q + 8) and what they are worth.
-inline uint16_t QuantizeInt4Group(const float* weights, float largest, bool search, uint8_t* codes,
-                                  float* stored) {
-  const float extreme = Extreme(weights);
-  const bool zero = largest < kSmallestWeight;
-  const float wanted = zero ? 0.0f : search ? SearchScale(weights, extreme) : extreme * -0.125f;
-  const uint16_t scale_bits = F32ToBf16(wanted);
-  const float scale = Bf16ToF32(scale_bits);
-  const Simd::F inverse = Simd::Set1(zero ? 0.0f : 1.0f / scale);
-  const Simd::F scales = Simd::Set1(scale);
-  const Simd::F least = Simd::Set1(-8.0f), most = Simd::Set1(7.0f);
-  int32_t q[kWeightGroup];
-  for (int at = 0; at < kWeightGroup; at += Simd::kLanes) {
-    const Simd::F w = Simd::Load(weights + at);
-    const Simd::F code = Simd::Max(least, Simd::Min(most, Simd::Round(Simd::Mul(w, inverse))));
-    Simd::StoreBits(q + at, Simd::AddInt(Simd::ToInt(code), Simd::Set1Bits(8)));
-    Simd::Store(stored + at, Simd::Mul(code, scales));
-  }
-  for (int i = 0; i < kWeightGroup; ++i) codes[i] = static_cast<uint8_t>(q[i]);
-  return scale_bits;
-}
-
 RowError QuantizeInt4(const ExactRow& row, bool search, const QuantizedRow& out) {
-  return QuantizeGroups<uint8_t>(
-      row, out, [&](int group, const float* weights, float largest, uint8_t* codes, float* stored) {
-        StoreScale(out, group, QuantizeInt4Group(weights, largest, search, codes, stored));
-      });
+  const auto scale_of = [&](int group, const float* weights, float extreme) -> GroupScale {
+    const bool zero = std::fabs(extreme) < kSmallestWeight;
+    const float wanted = zero ? 0.0f : search ? SearchScale(weights, extreme) : extreme * -0.125f;
+    const uint16_t bits = F32ToBf16(wanted);
+    StoreScale(out, group, bits);
+    const float scale = Bf16ToF32(bits);
+    return {scale, zero ? 0.0f : 1.0f / scale};
+  };
+  // Codes are q + 8.
+  const auto encode = [](const float* weights, GroupScale scale, uint8_t* codes, float* stored) {
+    const Simd::F inverse = Simd::Set1(scale.inverse), scales = Simd::Set1(scale.value);
+    const Simd::F least = Simd::Set1(-8.0f), most = Simd::Set1(7.0f);
+    int32_t q[kWeightGroup];
+    for (int at = 0; at < kWeightGroup; at += Simd::kLanes) {
+      const Simd::F w = Simd::Load(weights + at);
+      const Simd::F code = Simd::Max(least, Simd::Min(most, Simd::Round(Simd::Mul(w, inverse))));
+      Simd::StoreBits(q + at, Simd::AddInt(Simd::ToInt(code), Simd::Set1Bits(8)));
+      Simd::Store(stored + at, Simd::Mul(code, scales));
+    }
+    for (int i = 0; i < kWeightGroup; ++i) codes[i] = static_cast<uint8_t>(q[i]);
+  };
+  return QuantizeGroups<uint8_t>(row, out, scale_of, encode);
 }
 
 }  // namespace

@@ -32,6 +32,7 @@ struct ExactRow {
   float* values;   // [groups · 32]
   float* factors;  // [groups · 2]
   int groups;
+  bool plain;  // all factors are 1
 };
 
 // What a row lost: sums of squares over its weights.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/expand-inl.h"
@@ -53,13 +54,25 @@ float LargestMagnitudeOf(const float* x) {
   return std::bit_cast<float>(largest);
 }
 
-// A group's weights, each rounded once to a float.
-inline void WeightsOf(const ExactRow& row, int group, float* weights) {
-  for (int i = 0; i < kWeightGroup; i += Simd::kLanes) {
-    const int at = group * kWeightGroup + i;
-    const Simd::F factor = Simd::Set1(row.factors[at / kFactorGroup]);
-    Simd::Store(weights + i, Simd::Mul(Simd::Load(row.values + at), factor));
+// The value with the largest magnitude; of two opposite ones, the negative.
+inline float Extreme(const float* x) {
+  uint32_t best = 0;
+  for (int i = 0; i < kWeightGroup; ++i) {
+    const uint32_t key = std::rotl(std::bit_cast<uint32_t>(x[i]), 1);
+    best = key > best ? key : best;
   }
+  return std::bit_cast<float>(std::rotr(best, 1));
+}
+
+// A group's weights, each rounded once to a float: where they are, or made in `room`.
+inline const float* WeightsOf(const ExactRow& row, int group, float* room) {
+  const float* values = row.values + group * kWeightGroup;
+  if (row.plain) return values;
+  for (int i = 0; i < kWeightGroup; i += Simd::kLanes) {
+    const Simd::F factor = Simd::Set1(row.factors[(group * kWeightGroup + i) / kFactorGroup]);
+    Simd::Store(room + i, Simd::Mul(Simd::Load(values + i), factor));
+  }
+  return room;
 }
 
 // Adds a group's squares: the fused product is exact until the one rounding of the difference.
@@ -75,29 +88,49 @@ inline void AddError(const ExactRow& row, int group, const float* weights, const
   total.squared_norm += SumOfSquares(weights, unit);
 }
 
-// quantize(group, weights, largest, codes, stored): a group's codes and what they are worth;
-// `largest` is the largest magnitude of its weights.
-template <typename Code, typename Quantize>
-RowError QuantizeGroups(const ExactRow& row, const QuantizedRow& out, Quantize&& quantize) {
+// Groups that take a step together. A group's scale waits for its largest weight and for a
+// division; with the steps apart, those of other groups go on meanwhile.
+constexpr int kGroupsAtOnce = 16;
+
+// scale_of(group, weights, extreme): what a group is scaled with, in a type of the caller's;
+// `extreme` is the weight of largest magnitude. encode(weights, scale, codes, stored): its codes
+// and what they are worth.
+template <typename Code, typename ScaleOf, typename Encode>
+RowError QuantizeGroups(const ExactRow& row, const QuantizedRow& out, ScaleOf&& scale_of,
+                        Encode&& encode) {
   RowError total;
-  for (int group = 0; group < row.groups; ++group) {
-    float weights[kWeightGroup], stored[kWeightGroup];
-    Code codes[kWeightGroup];
-    WeightsOf(row, group, weights);
-    const float largest = LargestMagnitudeOf<kWeightGroup>(weights);
-    quantize(group, weights, largest, codes, stored);
-    AddError(row, group, weights, stored, UnitOf(largest), total);
-    const int first = group * kWeightGroup;
-    auto* to = reinterpret_cast<Code*>(out.codes) + first;
-    const int left = out.cols - first;
-    if (left >= kWeightGroup) {
-      std::memcpy(to, codes, sizeof codes);
-    } else {
-      std::memcpy(to, codes, left * sizeof(Code));
+  for (int begin = 0; begin < row.groups; begin += kGroupsAtOnce) {
+    const int count = row.groups - begin < kGroupsAtOnce ? row.groups - begin : kGroupsAtOnce;
+    float room[kGroupsAtOnce][kWeightGroup], extremes[kGroupsAtOnce];
+    const float* weights[kGroupsAtOnce];
+    decltype(scale_of(0, room[0], 0.0f)) scales[kGroupsAtOnce];
+    for (int i = 0; i < count; ++i) {
+      weights[i] = WeightsOf(row, begin + i, room[i]);
+      extremes[i] = Extreme(weights[i]);
+    }
+    for (int i = 0; i < count; ++i) scales[i] = scale_of(begin + i, weights[i], extremes[i]);
+    for (int i = 0; i < count; ++i) {
+      float stored[kWeightGroup];
+      Code codes[kWeightGroup];
+      encode(weights[i], scales[i], codes, stored);
+      AddError(row, begin + i, weights[i], stored, UnitOf(std::fabs(extremes[i])), total);
+      const int first = (begin + i) * kWeightGroup;
+      auto* to = reinterpret_cast<Code*>(out.codes) + first;
+      const int left = out.cols - first;
+      if (left >= kWeightGroup) {
+        std::memcpy(to, codes, sizeof codes);
+      } else {
+        std::memcpy(to, codes, left * sizeof(Code));
+      }
     }
   }
   return total;
 }
+
+// A group's scale, and what its weights are multiplied with.
+struct GroupScale {
+  float value, inverse;
+};
 
 inline void StoreScale(const QuantizedRow& out, int group, uint16_t bits) {
   std::memcpy(out.scales + 2 * group, &bits, sizeof bits);

@@ -180,6 +180,13 @@ def unpack_expert(
     the index in it.
     """
 
+def map_range(fd: int, offset: int, nbytes: int) -> npt.NDArray[np.uint8] | None:
+    """Bytes of a file where the page cache has them, uint8 [nbytes], read only, all of them present.
+
+    None where that is not to be had (an old kernel, a file system, a file that ends earlier or cannot be
+    read): then reading the file tells why. A file that shrinks afterwards ends the process.
+    """
+
 def convert_expert(
     spec: LayerSpec,
     expert: int,

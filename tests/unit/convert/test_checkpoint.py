@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -30,6 +31,35 @@ def test_a_part_of_a_tensor(pristine):
         part = bytearray(100)
         checkpoint.read_into(tensor, 50, memoryview(part))
         assert bytes(part) == checkpoint.read(tensor)[50:150].tobytes()
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A checkpoint of one tensor, large enough to be mapped; its number 0 lies inside a page."""
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.arange(1 << 20)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_large_tensor(large, monkeypatch, mapped):
+    if not mapped:
+        monkeypatch.setattr("lsg.convert.checkpoint.map_range", lambda *_: None)
+    with Checkpoint(large) as checkpoint:
+        whole = checkpoint.read(checkpoint.tensors["a"])
+        part = checkpoint.read(checkpoint.tensors["a"], 8 << 16, 4 << 20)
+    # Both outlive the file's being open.
+    np.testing.assert_array_equal(whole.view(np.int64), np.arange(1 << 20))
+    np.testing.assert_array_equal(part.view(np.int64), np.arange(1 << 16, (1 << 16) + (1 << 19)))
+    assert part.flags.owndata is not mapped
+
+
+@pytest.mark.parametrize("missing", [1, 5000, 1 << 22])
+def test_a_large_tensor_that_shrinks(large, missing):
+    with Checkpoint(large) as checkpoint:
+        os.truncate(large / "model.safetensors", (large / "model.safetensors").stat().st_size - missing)
+        with pytest.raises(CheckpointError, match="ended inside a"):
+            checkpoint.read(checkpoint.tensors["a"])
 
 
 def test_one_file_needs_no_index(tmp_path):
