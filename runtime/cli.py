@@ -99,7 +99,9 @@ def main(
         load_line = ""
         if model is not None:
             paths = [model.path_of(layer) for layer in model.manifest.layers]
-            choice = load_plan.choose(chosen.load, load_plan.look_at(paths))
+            choice = load_plan.choose(
+                chosen.load, load_plan.look_at(paths), launch.parallel_sizes(arguments).replicas
+            )
             # Decided once for all serving processes: the first to load changes what the others would see.
             chosen = replace(chosen, load=choice.mode)
             load_line = f"{choice.mode}: {choice.reason}"

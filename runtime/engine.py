@@ -39,14 +39,26 @@ class ExpertEngine:
     """A model's routed experts, or one tensor-parallel rank's slice of them."""
 
     def __init__(
-        self, model: RepackedModel, settings: Settings, host: Host, *, process: int = 0, processes: int = 1
+        self,
+        model: RepackedModel,
+        settings: Settings,
+        host: Host,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        replicas: int = 1,
     ) -> None:
         self.model = model
         self._settings = settings
         self._host = host
         self._process = process
         self.placement = placement.plan(
-            host, threads=settings.threads, process=process, processes=processes, bind=settings.bind
+            host,
+            threads=settings.threads,
+            process=process,
+            processes=processes,
+            replicas=replicas,
+            bind=settings.bind,
         )
         self._staging: dict[torch.device, _Staging] = {}
         self._hand_over: HandOver | None = None
@@ -106,6 +118,8 @@ class ExpertEngine:
         for; its GPU is kept waiting for two seconds and then gets NaN.
         """
         bound = self.placement.caller_works and self._settings.bind == "core"
+        if self._hand_over is not None:
+            return
         self._hand_over = HandOver(
             self._core,
             self._settings.hand_over,
@@ -225,12 +239,15 @@ _engine: ExpertEngine | None = None
 
 
 def process_engine(
-    model: RepackedModel, settings: Settings, host: Host, *, process: int, processes: int
+    model: RepackedModel, settings: Settings, host: Host, *, process: int, processes: int, replicas: int
 ) -> ExpertEngine:
-    """The process's engine, made on first use. Raises CompatError when another model has it."""
+    """The process's engine, made on first use. Raises CompatError when another model has it.
+
+    process: which of `processes` on this machine, of all `replicas` that each hold the whole model.
+    """
     global _engine
     if _engine is None:
-        _engine = ExpertEngine(model, settings, host, process=process, processes=processes)
+        _engine = ExpertEngine(model, settings, host, process=process, processes=processes, replicas=replicas)
     elif _engine.model != model:
         msg = f"{model.directory}: this process already computes the experts of {_engine.model.directory}"
         raise CompatError(msg)

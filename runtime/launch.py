@@ -22,6 +22,8 @@ PLUGIN = "lsg"
 MODEL_OPTIONS = ("--model-path", "--model")
 TP_OPTIONS = ("--tensor-parallel-size", "--tp-size", "--tp")
 PP_OPTIONS = ("--pipeline-parallel-size", "--pp-size")
+DP_OPTIONS = ("--data-parallel-size", "--dp-size")
+EP_OPTIONS = ("--expert-parallel-size", "--ep-size", "--ep")
 NNODES_OPTIONS = ("--nnodes",)
 SLEEP_OPTION = "--sleep-on-idle"
 # Without --max-total-tokens sglang fills the memory it finds free with KV cache, and touches every page of it
@@ -40,6 +42,11 @@ DECODE_GRAPH_OPTIONS = (
     "--cuda-graph-config",
     "--cuda-graph-max-bs",
     "--cuda-graph-max-bs-decode",
+)
+# Why experts are not spread over processes.
+EXPERT_PARALLEL = (
+    "{where}: no expert parallelism; lsg splits every expert between the processes of --tp-size, so that all "
+    "of them read equally much whichever experts are chosen; leave --ep-size out"
 )
 PREFILL_GRAPH_OPTIONS = ("--cuda-graph-backend-prefill", "--enforce-piecewise-cuda-graph")
 
@@ -83,10 +90,11 @@ def plan(
     if option(arguments, MODEL_OPTIONS) is not None:
         msg = f"the model is named twice: {directory} and {MODEL_OPTIONS[0]}; leave the option out"
         raise CompatError(msg)
+    parallel = Parallel(1, 1, 1) if model is None else parallel_sizes(arguments)
+    processes = parallel.processes
     on_cpu = option(arguments, ("--device",)) == "cpu" or (
         gpus == 0 and option(arguments, ("--device",)) is None
     )
-    processes = _processes(arguments)
     threads = settings.threads or host.default_threads(processes)
     child = dict(environ)
     added: list[str] = []
@@ -97,14 +105,29 @@ def plan(
         child["SGLANG_USE_CPU_ENGINE"] = "1"
         child["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_STANDINS), environ.get("PYTHONPATH")]))
     if model is not None:
-        placed = placement.plan(host, threads=threads, processes=processes, bind=settings.bind)
-        where = placement.describe(placed)
+        _check_parallel(directory, arguments)
+        placed = [
+            placement.plan(
+                host,
+                threads=threads,
+                process=process,
+                processes=processes,
+                replicas=parallel.replicas,
+                bind=settings.bind,
+            )
+            for process in range(processes)
+        ]
+        where = placement.describe(placed[0])
         needed = _check_memory(model, host, on_cpu=on_cpu)
         warning = _short_memory(needed, host)
         if on_cpu and option(arguments, ("--max-total-tokens", "--mem-fraction-static")) is None:
             added += ["--mem-fraction-static", f"{_kv_cache_fraction(host, needed):.3f}"]
         if not on_cpu:
             added += _gpu_arguments(arguments)
+        elif processes > 1 and processes == parallel.tensor:
+            # sglang knows only NUMA nodes to bind the processes of a tensor-parallel run to.
+            cores = "|".join(",".join(map(str, one.cpus)) for one in placed)
+            child.setdefault("SGLANG_CPU_OMP_THREADS_BIND", cores)
         if settings.power_saving and option(arguments, (SLEEP_OPTION,)) is None:
             # sglang's scheduler asks for requests without pause otherwise.
             added.append(SLEEP_OPTION)
@@ -127,17 +150,36 @@ def plan(
     )
 
 
-def _processes(arguments: Sequence[str]) -> int:
-    """Serving processes that sglang starts on this machine."""
-    sizes = []
-    for names in (TP_OPTIONS, PP_OPTIONS, NNODES_OPTIONS):
-        value = option(arguments, names) or "1"
-        if not value.isdecimal() or int(value) == 0:
-            msg = f"{names[0]} {value}: expected a whole number from 1"
-            raise CompatError(msg)
-        sizes.append(int(value))
-    tensor_parallel, pipeline_parallel, machines = sizes
-    return max(1, tensor_parallel * pipeline_parallel // machines)
+@dataclass(frozen=True)
+class Parallel:
+    """How sglang spreads over this machine: `processes`, in `replicas` that each hold the whole model."""
+
+    processes: int
+    replicas: int
+    tensor: int
+
+
+def parallel_sizes(arguments: Sequence[str]) -> Parallel:
+    """What the user's arguments ask for. Raises CompatError."""
+    tensor, stages, machines = (_size(arguments, names) for names in (TP_OPTIONS, PP_OPTIONS, NNODES_OPTIONS))
+    # With this option sglang shares the requests out among the processes of one tensor-parallel run.
+    within = option(arguments, ("--enable-dp-attention",)) is not None
+    replicas = 1 if within else _size(arguments, DP_OPTIONS)
+    return Parallel(max(1, tensor * stages // machines) * replicas, replicas, tensor)
+
+
+def _size(arguments: Sequence[str], names: Sequence[str]) -> int:
+    value = option(arguments, names) or "1"
+    if not value.isdecimal() or int(value) == 0:
+        msg = f"{names[0]} {value}: expected a whole number from 1"
+        raise CompatError(msg)
+    return int(value)
+
+
+def _check_parallel(directory: Path, arguments: Sequence[str]) -> None:
+    """Refuse what would fail in sglang's own processes, some of which then wait for ever."""
+    if _size(arguments, EP_OPTIONS) > 1:
+        raise CompatError(EXPERT_PARALLEL.format(where=directory))
 
 
 def _cpu_arguments(arguments: Sequence[str]) -> list[str]:

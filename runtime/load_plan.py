@@ -59,9 +59,25 @@ def look_at(paths: Sequence[Path], root: Path = Path("/")) -> Blobs:
     )
 
 
-def choose(mode: str, blobs: Blobs) -> Choice:
-    """The mode to load with; `auto` weighs decode speed before the time a restart takes."""
+def shared(mode: str, replicas: int) -> str:
+    """The mode for data-parallel replicas, which hold the same experts once. Raises CapacityError."""
+    if replicas > 1 and mode == "huge":
+        msg = (
+            f"--load huge: each of {replicas} data-parallel replicas would have a copy of the experts; with "
+            "--load map they share one"
+        )
+        raise CapacityError(msg)
+    return "map" if replicas > 1 else mode
+
+
+def choose(mode: str, blobs: Blobs, replicas: int = 1) -> Choice:
+    """The mode to load with; `auto` weighs decode speed before the time a restart takes.
+
+    Raises CapacityError when `replicas` would hold more than one copy.
+    """
     cached = f"{_gb(blobs.cached_bytes)} of {_gb(blobs.total_bytes)} GB are in memory already"
+    if shared(mode, replicas) != mode:
+        return Choice("map", f"{replicas} data-parallel replicas share the files' own pages; {cached}")
     if mode != "auto":
         return Choice(mode, f"as asked for; {cached}")
     if blobs.in_memory:

@@ -6,7 +6,7 @@ memory that it is the nearest home of), and the nodes' unit ranges follow each o
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lsg import CapacityError, CompatError
@@ -111,16 +111,25 @@ def unit_range(num_units: int, rank: int, ranks: int) -> tuple[int, int]:
 
 
 def plan(
-    host: Host, *, threads: int | None = None, process: int = 0, processes: int = 1, bind: str = "core"
+    host: Host,
+    *,
+    threads: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+    replicas: int = 1,
+    bind: str = "core",
 ) -> Placement:
     """The placement of one of several equal processes; `threads` None: the host's default.
+
+    The processes are those of `replicas` that each hold all experts, one replica's after the other's.
 
     Process i serves the i-th GPU, as sglang numbers both. bind "core" pins each worker to a logical CPU,
     hyperthreads only when the cores run out; "node" to all of the process's CPUs on the node. Raises
     CapacityError when there are not so many.
     """
     threads = threads or host.default_threads(processes)
-    share = _divide(host, processes)[process]
+    each = processes // replicas
+    share = _divide(_replica(host, process // each, replicas, each), each)[process % each]
     logical = sum(len(core.cpus) for core in share)
     if threads > logical:
         msg = (
@@ -173,6 +182,25 @@ def _choose(cores: list[Core], count: int) -> list[int]:
     deepest = max(len(core.cpus) for core in cores)
     others = [core.cpus[rank] for rank in range(1, deepest) for core in cores if rank < len(core.cpus)]
     return first + others[: count - len(first)]
+
+
+def _replica(host: Host, index: int, replicas: int, processes: int) -> Host:
+    """One replica's part of the machine: on every node as many cores as all of them can have there.
+
+    They map the same pages, so that all must agree on which node each belongs.
+    """
+    if replicas == 1:
+        return host
+    cores: list[Core] = []
+    for node in host.topology.nodes:
+        here = [core for core in host.cores if core.node == node.index]
+        fair = len(here) // replicas
+        cores += here[index * fair : (index + 1) * fair]
+    if not cores:
+        msg = f"{replicas} data-parallel replicas, but no NUMA node has as many cores; start fewer"
+        raise CapacityError(msg)
+    gpus = host.gpu_addresses[index * processes : (index + 1) * processes]
+    return replace(host, topology=replace(host.topology, cores=tuple(cores)), gpu_addresses=gpus)
 
 
 def _divide(host: Host, processes: int) -> list[list[Core]]:

@@ -8,6 +8,7 @@ CompatError.
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from lsg import CompatError
 from lsg.manifest import ActivationSpec
 from lsg.runtime import host, settings
 from lsg.runtime.engine import ExpertEngine, process_engine
+from lsg.runtime.launch import EXPERT_PARALLEL
+from lsg.runtime.load_plan import shared
 from lsg.runtime.model import RepackedModel, open_model
 
 # On a CPU sglang pads the intermediate size to a multiple of this for every rank, for its own kernels.
@@ -37,11 +40,15 @@ class Offload:
         if runner.is_draft_worker:
             msg = f"{directory}: drafting with the model's own layers comes in a later version of lsg"
             raise CompatError(msg)
-        if runner.server_args.dp_size > 1:
-            msg = f"{directory}: data parallel serving comes in a later version of lsg; use --tp-size"
-            raise CompatError(msg)
-        self._on_cpu: bool = runner.server_args.device == "cpu"
-        self._nodes: int = runner.server_args.nnodes
+        arguments = runner.server_args
+        # Attention's data parallelism divides the processes of one run, and every layer's experts with them.
+        self._replicas: int = 1 if arguments.enable_dp_attention else arguments.dp_size
+        self.settings = replace(self.settings, load=shared(self.settings.load, self._replicas))
+        self._on_cpu: bool = arguments.device == "cpu"
+        self._nodes: int = arguments.nnodes
+        self._stages: int = arguments.pp_size
+        # On a CPU too, sglang numbers a machine's processes by the GPUs they would have.
+        self._gpu: int = (runner.gpu_id - arguments.base_gpu_id) // arguments.gpu_id_step
         self._methods: list[OffloadedExperts] = []
 
     def get_name(self) -> str:
@@ -64,12 +71,21 @@ class Offload:
                     f"{type(layer.quant_method).__name__} and no weights; is another plugin active?"
                 )
                 raise CompatError(msg)
+        if not self._methods and self._stages > 1:
+            return
         if not self._methods:
             msg = f"{self.model.directory}: sglang built this model without a single layer of routed experts"
             raise CompatError(msg)
         world = torch.distributed.get_world_size() // self._nodes
-        process = torch.distributed.get_rank() % world
-        engine = process_engine(self.model, self.settings, host.observe(), process=process, processes=world)
+        replica = self._gpu // world if self._replicas > 1 else 0
+        engine = process_engine(
+            self.model,
+            self.settings,
+            host.observe(),
+            process=replica * world + torch.distributed.get_rank() % world,
+            processes=world * self._replicas,
+            replicas=self._replicas,
+        )
         first = self._methods[0]
         handles = engine.load(
             [method.layer_id for method in self._methods], rank=first.tp_rank, ranks=first.tp_size
@@ -103,8 +119,7 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
         self._handle = -1
         self._scale = 1.0
         if layer.moe_ep_size > 1:
-            msg = f"{self._where}: expert parallel serving comes in a later version of lsg; use --tp-size"
-            raise CompatError(msg)
+            raise CompatError(EXPERT_PARALLEL.format(where=self._where))
         if layer.num_fused_shared_experts:
             msg = f"{self._where}: shared experts among the routed ones; add --disable-shared-experts-fusion"
             raise CompatError(msg)

@@ -54,5 +54,8 @@ def options(root):
 def test_no_option_of_sglang_is_taken_by_lsg_serve(root):
     theirs = options(root)
     assert {"--model-path", "--port", "--tp-size", "--disable-decode-cuda-graph"} <= theirs
+    # What tells a process which of its machine's it is.
+    places = ("device", "nnodes", "pp-size", "dp-size", "enable-dp-attention", "base-gpu-id", "gpu-id-step")
+    assert {f"--{place}" for place in places} <= theirs
     ours = {name for parameter in cli.main.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert not (ours | set(settings.LATER_OPTIONS)) & theirs
