@@ -12,6 +12,7 @@
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
 #   served     every model family, many at a time, within SERVED_SECONDS; FORMATS: how many formats of each
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
+#   parallel   two GPUs: every way to spread, and decode with one and with two tensor-parallel processes
 #
 # Expects a g++ and a Python with numpy, pybind11, scikit-build-core and torch. Wheels in .whl/ (pytest and what it needs) and a
 # sglang site folder in .gpu/ are unpacked to /tmp/site when they are there. JSON goes to OUT, build/gpu by default.
@@ -22,7 +23,7 @@ out="${OUT:-build/gpu}"
 read -ra ways <<< "${WAYS:-kernels memops hostfunc}"
 on_a_gpu=(--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3)
 mkdir -p "$site" "$out"
-if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" served "|" decode " ]]; then
+if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" served "|" decode "|" parallel " ]]; then
   tar xJf .gpu/site.txz -C "$site"
   for wheel in .gpu/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 fi
@@ -39,9 +40,13 @@ hand_over() {
   done
 }
 
-decode() {
-  local model=/tmp/lsg-30b
+model=/tmp/lsg-30b
+make_model() {
   [ -f "$model/experts/manifest.json" ] || PYTHONPATH="$site:tests" python3 -m checkpoints.synthetic "$model"
+}
+
+decode() {
+  make_model
   local trace=(--trace "$out/timeline.json")
   for way in "${ways[@]}"; do
     timeout -k 5 "${DECODE_SECONDS:-300}" python3 -m lsg.cli bench serve "$model" --json "$out/decode-$way.json" \
@@ -62,6 +67,20 @@ convert() {
 
 machine="$(python3 -c 'from lsg.runtime.bench.machine import name; print(name())')"
 
+parallel() {
+  make_model &
+  timeout -k 5 "${WAYS_SECONDS:-240}" python3 tests/integration/gpu_parallel.py --out "$out/parallel.json" ||
+    echo "ways: failed or killed ($?)"
+  wait
+  for size in 1 2; do
+    # Plain NCCL, as in gpu_parallel.py.
+    timeout -k 5 "${DECODE_SECONDS:-150}" python3 -m lsg.cli bench serve "$model" --batch 1 --batch 4 --batch 16 \
+      --json "$out/decode-tp$size.json" --tp-size "$size" --cuda-graph-bs-decode 1 4 16 --skip-server-warmup \
+      --disable-custom-all-reduce --enforce-disable-flashinfer-allreduce-fusion "${on_a_gpu[@]}" ||
+      echo "tensor parallel $size: failed or killed ($?)"
+  done
+}
+
 for what in "$@"; do
   case $what in
     kernels) python3 -m pytest -q -p no:cacheprovider tests/kernels tests/format ;;
@@ -81,6 +100,7 @@ for what in "$@"; do
         --limit "${SERVED_SECONDS:-300}" --logs /tmp/served --out "$out/served_gpu.json" || true
       tar czf "$out/served_logs.tgz" -C /tmp served ;;
     decode) decode ;;
-    *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, served or decode" >&2; exit 2 ;;
+    parallel) parallel ;;
+    *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, served, decode or parallel" >&2; exit 2 ;;
   esac
 done
