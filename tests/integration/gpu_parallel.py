@@ -63,11 +63,13 @@ def main() -> None:
         ways = options.way or list(WAYS)
         with ThreadPoolExecutor(options.jobs) as pool:
             logs = [options.out.with_name(f"parallel_{way.replace(' ', '_')}.log") for way in ways]
-            found = pool.map(lambda way, log: ask(directory, WAYS[way], cases, log), ways, logs)
-            report = {"where": where(), "shape": SHAPE, "ways": dict(zip(ways, found, strict=True))}
-    text = json.dumps(report, indent=1) + "\n"
-    options.out.write_text(text)
-    sys.stdout.write(text)
+            results = pool.map(lambda way, log: ask(directory, WAYS[way], cases, log), ways, logs)
+            found: dict[str, Any] = {}
+            for way, result in zip(ways, results, strict=True):
+                found[way] = result
+                report = {"where": where(), "shape": SHAPE, "ways": found}
+                options.out.write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(options.out.read_text())
 
 
 def where() -> str:

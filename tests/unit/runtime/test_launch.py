@@ -106,6 +106,37 @@ def test_threads_are_divided_among_processes(arguments):
     assert (started.processes, started.threads) == (2, 6)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "processes", "replicas"),
+    [
+        (["--dp-size", "2"], 2, 2),
+        (["--data-parallel-size=2", "--tp", "4"], 8, 2),
+        (["--pp-size", "3", "--tp", "2"], 6, 1),
+        (["--tp", "8", "--nnodes", "2"], 4, 1),
+        (["--tp", "2", "--dp-size", "2", "--enable-dp-attention"], 2, 1),
+    ],
+)
+def test_parallel_sizes(arguments, processes, replicas):
+    found = launch.parallel_sizes(arguments)
+    assert (found.processes, found.replicas) == (processes, replicas)
+
+
+def test_expert_parallelism_is_refused_and_why():
+    with pytest.raises(CompatError, match=r"splits every expert between the processes of --tp-size"):
+        plan("--tp", "2", "--ep-size", "2", model=Model)
+    assert plan("--tp", "2", "--ep-size", "2").argv[-1] == "2"
+
+
+def test_tensor_parallel_on_a_cpu_binds_sglangs_threads_to_the_engines_cores():
+    started = plan("--tp", "2", model=Model, gpus=0)
+    assert started.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "2,3,4,5,6,7|10,11,12,13,14,15"
+    mine = {"SGLANG_CPU_OMP_THREADS_BIND": "0-7|8-15"}
+    bound = plan("--tp", "2", model=Model, gpus=0, environ=mine).environ["SGLANG_CPU_OMP_THREADS_BIND"]
+    assert bound == "0-7|8-15"
+    for arguments in ([], ["--dp-size", "2"]):
+        assert "SGLANG_CPU_OMP_THREADS_BIND" not in plan(*arguments, model=Model, gpus=0).environ
+
+
 def test_too_many_threads_are_refused():
     with pytest.raises(CapacityError, match="choose --threads 8 or less"):
         plan("--tp", "2", model=Model, settings=Settings(threads=9))

@@ -36,6 +36,15 @@ def test_the_user_decides(mode):
     assert choose(mode, replace(BLOBS, maps_huge=True, in_memory=True)).mode == mode
 
 
+def test_replicas_share_one_copy():
+    assert choose("auto", BLOBS, replicas=2).mode == "map"
+    assert choose("map", BLOBS, replicas=2).mode == "map"
+    with pytest.raises(
+        CapacityError, match=r"each of 2 data-parallel replicas .* with --load map they share"
+    ):
+        choose("huge", BLOBS, replicas=2)
+
+
 def test_a_machine_without_the_setting_has_no_huge_pages(tmp_path):
     assert load_plan.look_at([], tmp_path) == Blobs(
         0, 0, maps_huge=False, in_memory=False, huge_pages="never"

@@ -150,3 +150,32 @@ def test_each_process_gets_the_nodes_nearest_its_gpu(nodes, gpu_nodes, homes):
 def test_more_threads_than_cpus_is_refused():
     with pytest.raises(CapacityError, match="choose --threads 4 or less"):
         placement.plan(machines.host([8]), threads=5, processes=2)
+
+
+@pytest.mark.parametrize(("cores", "replicas", "each"), [([8, 8], 2, 1), ([7, 9], 2, 2), ([6, 2, 5], 2, 1)])
+def test_replicas_agree_where_a_page_belongs_and_share_no_core(cores, replicas, each):
+    placed = [
+        placement.plan(
+            machines.host(cores), threads=2, process=process, processes=replicas * each, replicas=replicas
+        )
+        for process in range(replicas * each)
+    ]
+    cpus = [cpu for one in placed for cpu in one.cpus]
+    assert len(cpus) == len(set(cpus))
+    for rank in range(each):
+        ranges = [placed[replica * each + rank].memory(0, 24) for replica in range(replicas)]
+        assert ranges == [ranges[0]] * replicas
+
+
+def test_replicas_take_the_gpus_in_turn():
+    host = machines.host([8, 8], gpu_nodes=[0, 1, 1, 0])
+    nodes = [
+        [team.node for team in placement.plan(host, threads=2, process=n, processes=4, replicas=2).teams]
+        for n in range(4)
+    ]
+    assert nodes == [[0], [1], [1], [0]]
+
+
+def test_more_replicas_than_a_node_has_cores_are_refused():
+    with pytest.raises(CapacityError, match="3 data-parallel replicas, but no NUMA node has as many cores"):
+        placement.plan(machines.host([2, 2]), threads=1, process=0, processes=3, replicas=3)

@@ -190,6 +190,33 @@ def test_a_layer_that_escaped_is_noticed(experts, repacked):
         offload.finish(torch.nn.Sequential(escaped))
 
 
+@pytest.mark.parametrize(
+    ("gpu", "rank", "process"), [(4, 0, 0), (5, 1, 1), (6, 0, 2), (7, 1, 3)], ids=lambda value: str(value)
+)
+def test_data_parallel_replicas_are_told_apart(experts, repacked, monkeypatch, gpu, rank, process):
+    """Two replicas of two tensor-parallel processes each, from the fifth GPU on."""
+    asked = {}
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+
+    def process_engine(model, settings, host, **places):
+        asked.update(places, load=settings.load)
+        raise InterruptedError
+
+    monkeypatch.setattr(experts, "process_engine", process_engine)
+    here = runner(dp_size=2, base_gpu_id=4)
+    here.gpu_id = gpu
+    offload = experts.Offload(repacked, here)
+    offload.get_quant_method(layer(moe_tp_rank=rank, moe_tp_size=2), "")
+    with pytest.raises(InterruptedError):
+        offload.finish(torch.nn.Sequential())
+    assert asked == {"process": process, "processes": 4, "replicas": 2, "load": "map"}
+
+
+def test_a_pipeline_stage_may_have_no_experts(experts, repacked):
+    experts.Offload(repacked, runner(pp_size=2)).finish(torch.nn.Sequential())
+
+
 def test_a_model_without_any_layer_is_noticed(experts, repacked):
     with pytest.raises(CompatError, match="without a single layer"):
         experts.Offload(repacked, runner()).finish(torch.nn.Sequential())
