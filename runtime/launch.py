@@ -104,6 +104,9 @@ def plan(
         added += _cpu_arguments(arguments)
         child["SGLANG_USE_CPU_ENGINE"] = "1"
         child["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_STANDINS), environ.get("PYTHONPATH")]))
+    if not settings.hybrid:
+        # The plugin then installs nothing, in whatever process.
+        child = settings.export(child)
     if model is not None:
         _check_parallel(directory, arguments)
         placed = [

@@ -1,8 +1,11 @@
+import os
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 from lsg import CompatError
+from lsg.runtime import cli, host
 from lsg.runtime import sglang as plugin
 from lsg.runtime.sglang import compat, hooks
 
@@ -45,3 +48,35 @@ def test_what_goes_wrong_leaves_ordinary_directories_alone(installed, monkeypatc
     plugin.register()
     assert not installed
     assert "sglang 9 is installed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["LVLLM_MOE_NUMA_ENABLED", "LK_MOE_HYBRID_ENABLED"])
+def test_switched_off_nothing_is_installed(name, installed, monkeypatch, checkpoint):
+    monkeypatch.setattr(compat, "check", lambda root: pytest.fail("looked at sglang"))
+    monkeypatch.setattr(sys, "argv", ["launch_server", "--model-path", str(checkpoint)])
+    monkeypatch.setenv(name, "0")
+    plugin.register()
+    assert not installed
+
+
+def test_switched_off_a_repacked_directory_is_refused(installed, monkeypatch, repacked):
+    monkeypatch.setattr(sys, "argv", ["launch_server", "--model-path", str(repacked)])
+    monkeypatch.setenv("LVLLM_MOE_NUMA_ENABLED", "0")
+    with pytest.raises(SystemExit, match=r"^lsg cannot serve .*--no-hybrid cannot serve it"):
+        plugin.register()
+    assert not installed
+
+
+def test_the_switch_of_lsg_serve_reaches_the_plugin(monkeypatch, installed, checkpoint):
+    """`--no-hybrid` becomes the variable, in the environment of every process that sglang starts."""
+    monkeypatch.setattr(host, "gpu_count", lambda: 1)
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    finished = CliRunner().invoke(cli.main, [str(checkpoint), "--no-hybrid"], catch_exceptions=False)
+    assert finished.exit_code == 0, finished.output
+    ((_, argv, environ),) = calls
+    assert argv[3:] == ["--model-path", str(checkpoint)]
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(sys, "argv", argv)
+    plugin.register()
+    assert not installed
