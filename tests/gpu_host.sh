@@ -88,7 +88,7 @@ for what in "$@"; do
     # shellcheck disable=SC2086
     power) python3 benchmarks/power.py --scratch /tmp --out "$out/power-$machine.json" ${POWER:-} ;;
     # shellcheck disable=SC2086 # BENCH and PROOF hold options
-    bench) python3 benchmarks/engine.py --scratch /tmp/lsg-bench ${BENCH:-} ;;
+    bench) python3 benchmarks/engine.py --scratch /tmp ${BENCH:-} ;;
     convert) convert ;;
     hand_over) hand_over ;;
     # shellcheck disable=SC2086
