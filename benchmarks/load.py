@@ -4,7 +4,8 @@ Loads of both modes take turns with plain O_DIRECT reads of the same files, beca
 change by the minute. Cold means that the files' pages were dropped before, as far as this machine goes: what
 a hypervisor caches makes everybody's disk faster, so only the ratios count. A hypervisor may also take free
 memory away and look for some when a page is first written. A cold load therefore gets memory that was in use
-a moment before, as on hardware; a load into such new memory is a case of its own, with a limit of its own.
+a moment before, as on hardware, and is over before that is taken away; a load into such new memory is a case
+of its own, with a limit of its own.
 """
 
 import mmap
@@ -31,7 +32,7 @@ READERS = 4
 REQUEST_BYTES = 4 << 20
 HUGE_PAGE_BYTES = 2 << 20
 # Linux reports free memory to the hypervisor every two seconds.
-NEW_MEMORY_S = 6.0
+NEW_MEMORY_S = 4.0
 SHAPE = SHAPES["A"]
 
 
@@ -43,25 +44,27 @@ SHAPE = SHAPES["A"]
     show_default="build/bench",
     help="Where the layer files go: on the disk that is to be measured.",
 )
-@click.option("--gb", default=8.0, show_default=True, help="GB of layer files.")
+@click.option("--gb", default=8.0, show_default=True, help="GB of layer files in the page cache.")
+@click.option("--cold-gb", default=2.4, show_default=True, help="GB of them that are loaded cold.")
 @click.option("--repeat", default=3, show_default=True, help="Repetitions.")
 @click.option("--seconds", default=1.0, show_default=True, help="Length of a decode measurement.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Write benchmarks/results.")
-def main(scratch: Path, gb: float, repeat: int, seconds: float, save: bool) -> None:
+def main(scratch: Path, gb: float, cold_gb: float, repeat: int, seconds: float, save: bool) -> None:
     """Measure loads, cold and warm, in both modes."""
     facts = machine.describe(os.cpu_count() or 1)
     spec = layer_spec(SHAPE, "int4")
     scratch.mkdir(parents=True, exist_ok=True)
     with layer_files(scratch, spec, gb * 1e9) as files:
-        total = sum(file.stat().st_size for file in files)
+        few = files[: max(1, int(cold_gb * 1e9) // spec.file_bytes)]
+        total, cold = (sum(file.stat().st_size for file in some) for some in (files, few))
         disk, new, memory = [], [], []
-        cases = {name: Case(files, seconds, **how) for name, how in CASES.items()}
+        cases = {name: Case(few if how["cold"] else files, seconds, **how) for name, how in CASES.items()}
         for _ in range(repeat):
             for case in cases.values():
                 if case.cold:
-                    disk.append(total / disk_seconds(files))
+                    disk.append(cold / disk_seconds(few))
                 if case.new_memory:
-                    new.append(new_memory_rate())
+                    new.append(new_memory_rate(cold))
                 case.run()
             memory.append(read_bandwidth(facts["threads"], seconds=seconds))
     limits = {
@@ -78,7 +81,13 @@ def main(scratch: Path, gb: float, repeat: int, seconds: float, save: bool) -> N
         )
     click.echo(", ".join(f"{name} {limit['median'] / 1e9:.2f} GB/s" for name, limit in limits.items()))
     if save:
-        shape = {"model": SHAPE.model, "format": "int4", "layers": len(files), "bytes": total}
+        shape = {
+            "model": SHAPE.model,
+            "format": "int4",
+            "layers": len(files),
+            "bytes": total,
+            "cold_bytes": cold,
+        }
         path = machine.save("load", facts, shape=shape, limits_bytes_per_s=limits, runs=runs)
         click.echo(path.relative_to(machine.ROOT))
 
@@ -209,7 +218,6 @@ def disk_seconds(files: list[Path]) -> float:
     opened = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in files}
 
     def read() -> None:
-        # Zeros: none of its pages is new.
         buffer = memoryview(huge_pages(REQUEST_BYTES))
         buffer[:] = bytes(REQUEST_BYTES)
         for file, at in requests:
@@ -225,10 +233,11 @@ def disk_seconds(files: list[Path]) -> float:
     return took
 
 
-def new_memory_rate() -> float:
+def new_memory_rate(nbytes: int) -> float:
     """Bytes a second that the threads can write into 2 MiB pages that had been free for long."""
     time.sleep(NEW_MEMORY_S)
-    threads, part = os.cpu_count() or 1, 1 << 30
+    threads = os.cpu_count() or 1
+    part = nbytes // threads // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
     parts = huge_pages(threads * part).view(np.uint64).reshape(threads, -1)
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:

@@ -31,9 +31,10 @@ def load(result: dict[str, Any]) -> str:
     shape = result["shape"]
     what = (
         f"{shape['layers']} layers of {shape['model']}'s shape, {shape['format']}, "
-        f"{shape['bytes'] / 1e9:.1f} GB. Of its limit: the best run against the limit's best. New memory: free "
-        "for so long that a hypervisor has taken it away and must find some again; else it was in use just "
-        "before. Peak memory: experts and page cache together, of the files' size."
+        f"{shape['bytes'] / 1e9:.1f} GB, of which {shape['cold_bytes'] / 1e9:.1f} GB cold. Of its limit: the "
+        "best run against the limit's best. New memory was free for so long that a hypervisor has taken it "
+        "away and must find some again; else it was in use just before. Peak memory: experts and page cache "
+        "together, of the files' size."
     )
     return section(result["machine"], what, head, rows)
 
