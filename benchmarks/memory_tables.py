@@ -19,7 +19,7 @@ def load(result: dict[str, Any]) -> str:
             name,
             f"{run['seconds']['median']:.3g} s",
             rate(run["bytes_per_s"]),
-            _of_limit(name, run["bytes_per_s"]["high"], limits),
+            _of_limit(name, run["bytes_per_s"]["median"], limits),
             f"{run['peak_share']:.3f} ×",
             f"{100 * run['huge_share']:.0f} %",
             rate(run["decode_bytes_per_s"], 1),
@@ -31,10 +31,9 @@ def load(result: dict[str, Any]) -> str:
     shape = result["shape"]
     what = (
         f"{shape['layers']} layers of {shape['model']}'s shape, {shape['format']}, "
-        f"{shape['bytes'] / 1e9:.1f} GB, of which {shape['cold_bytes'] / 1e9:.1f} GB cold. Of its limit: the "
-        "best run against the limit's best. New memory was free for so long that a hypervisor has taken it "
-        "away and must find some again; else it was in use just before. Peak memory: experts and page cache "
-        "together, of the files' size."
+        f"{shape['bytes'] / 1e9:.1f} GB, of which {shape['cold_bytes'] / 1e9:.1f} GB cold. New memory "
+        "was free for so long that a hypervisor has taken it away and must find some again; else it was in "
+        "use just before. Peak memory: experts and page cache together, of the files' size."
     )
     return section(result["machine"], what, head, rows)
 
@@ -62,8 +61,8 @@ def _of_limit(case: str, rate: float, limits: dict[str, dict[str, float]]) -> st
     if "cold" not in case:
         return ""
     names = ("disk", "new memory") if "new memory" in case else ("disk",)
-    binds = min(names, key=lambda name: limits[name]["high"])
-    return f"{percent(rate, limits[binds]['high'])} of {binds}"
+    binds = min(names, key=lambda name: limits[name]["median"])
+    return f"{percent(rate, limits[binds]['median'])} of {binds}"
 
 
 def numa(result: dict[str, Any]) -> str:
