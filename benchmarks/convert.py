@@ -1,13 +1,13 @@
 """How fast lsg-convert repacks, beside what this machine's memory and disk allow.
 
 Rates are bytes of the checkpoint per second of the whole command, its start included; what the start alone
-takes is beside them. The checkpoint is in the page cache, the output goes to the scratch directory's disk;
-the limits are measured in the same run.
+takes is beside them. The checkpoint is in the page cache. The output goes to the scratch directory's disk
+and, where there is room, into memory (tmpfs), which shows what the disk holds back. The limits are measured
+in the same run.
 """
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,19 +15,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import machine
 import numpy as np
 import peer_kt
+import process
 
 import checkpoints
+from lsg._core import Instruction, arithmetic_peak
 from lsg.convert.direct import PreallocatedFile, page_aligned
 
 CHUNK = 8 << 20
+MEMORY = Path("/dev/shm")
 # As a module: this Python may have lsg without its scripts.
 PROGRAM = (sys.executable, "-m", "lsg.convert.cli")
+RATES = ("one_thread_bytes_per_s", "bytes_per_s", "memory_one_thread_bytes_per_s", "memory_bytes_per_s")
 # What is converted, and how.
 RUNS = {
     "bf16 → int4": ("bf16", ["--experts", "int4"]),
@@ -98,15 +102,20 @@ def main(
 
     limits = {"page cache read": [_read_rate(shards["bf16"], threads) for _ in range(repeat)]}
     start = machine.spread([_start_seconds() for _ in range(repeat)])
-    runs = {}
+    runs: dict[str, dict[str, Any]] = {}
     for name, (kind, options) in RUNS.items():
-        _read_rate(shards[kind], threads)  # fills the page cache
-        by_threads = {
-            count: [_convert(sources[kind], scratch / "out", options, count) for _ in range(repeat)]
-            for count in sorted({1, threads})
-        }
-        runs[name] = _run(nbytes[kind], by_threads[threads])
-        runs[name]["one_thread_bytes_per_s"] = _run(nbytes[kind], by_threads[1])["bytes_per_s"]
+        places = {"": scratch} | ({"memory_": MEMORY} if _has_room(nbytes[kind]) else {})
+        runs[name] = {}
+        for place, directory in places.items():
+            for label, count in {"one_thread_": 1, "": threads}.items():
+                measured = []
+                for _ in range(repeat):
+                    _read_rate(shards[kind], threads)  # fills the page cache
+                    measured.append(_convert(sources[kind], directory, options, count))
+                found = _row(nbytes[kind], measured)
+                runs[name][f"{place}{label}bytes_per_s"] = found["bytes_per_s"]
+                if not place:
+                    runs[name] |= found
         _say(name, runs[name])
     peers: dict[str, Callable[[], dict[str, Any]]] = {}
     if llama_quantize is not None:
@@ -115,18 +124,22 @@ def main(
         peers["kt-kernel, bf16 → int4"] = lambda: _kt(
             kt_python, kt_convert, source, nbytes["bf16"], threads, repeat
         )
-    failed = []
+    failed = False
     for name, measure in peers.items():
         try:
             runs[name] = measure()
-            _say(name, runs[name])
         except RuntimeError as error:
             # The other rows are worth keeping; the exit code tells.
             click.echo(f"{name}: {error}", err=True)
-            failed.append(name)
+            failed = True
+        else:
+            _say(name, runs[name])
     # Only now: a child's peak memory starts at its parent's, and this takes a lot.
     limits["memcpy"] = [_memcpy_rate(threads) for _ in range(repeat)]
     limits["disk write"] = [_write_rate(scratch, nbytes["bf16"] // 2) for _ in range(repeat)]
+    if _has_room(nbytes["bf16"]):
+        limits["memory (tmpfs) write"] = [_write_rate(MEMORY, nbytes["bf16"] // 2) for _ in range(repeat)]
+    scaling = machine.spread([_scaling(threads) for _ in range(repeat)])
     for name, rates in limits.items():
         click.echo(f"{name:22} {machine.spread(rates)['median'] / 1e9:6.2f} GB/s")
     if save:
@@ -136,6 +149,7 @@ def main(
             shape=shape,
             source_bytes=nbytes["bf16"],
             start_seconds=start,
+            arithmetic_of_threads=scaling,
             limits_bytes_per_s={name: machine.spread(rates) for name, rates in limits.items()},
             runs=runs,
         )
@@ -146,20 +160,34 @@ def main(
         sys.exit(1)
 
 
-def _run(source_bytes: int, measured: list[tuple[float, int, int]]) -> dict[str, Any]:
-    """A row of the table from seconds, peak RSS and bytes written."""
+class Measured(NamedTuple):
+    """One conversion, and the bytes it wrote."""
+
+    used: process.Used
+    written: int
+
+
+def _row(source_bytes: int, measured: list[Measured]) -> dict[str, Any]:
+    """A row of the table."""
     return {
-        "bytes_per_s": machine.spread([source_bytes / seconds for seconds, _, _ in measured]),
-        "seconds": machine.spread([seconds for seconds, _, _ in measured]),
-        "peak_rss_bytes": max(rss for _, rss, _ in measured),
-        "output_bytes": measured[0][2],
+        "bytes_per_s": machine.spread([source_bytes / run.used.seconds for run in measured]),
+        "seconds": machine.spread([run.used.seconds for run in measured]),
+        "cpu_seconds_per_gb": machine.spread([run.used.cpu_seconds / source_bytes * 1e9 for run in measured]),
+        "peak_rss_bytes": max(run.used.peak_rss_bytes for run in measured),
+        "output_bytes": measured[0].written,
     }
 
 
 def _say(name: str, run: dict[str, Any]) -> None:
-    rates = [run[key]["median"] / 1e9 for key in ("one_thread_bytes_per_s", "bytes_per_s") if key in run]
-    words = " ".join(f"{rate:6.2f}" for rate in rates)
-    click.echo(f"{name:28} {words} GB/s, {run['peak_rss_bytes'] / 2**20:.0f} MiB")
+    rates = [f"{run[key]['median'] / 1e9:6.2f}" for key in RATES if key in run]
+    cpu = run["cpu_seconds_per_gb"]["median"]
+    click.echo(f"{name:28} {' '.join(rates)} GB/s, {cpu:.2f} s/GB, {run['peak_rss_bytes'] / 2**20:.0f} MiB")
+
+
+def _has_room(nbytes: int) -> bool:
+    """Whether a lossless output of this size fits into memory beside the checkpoint in the page cache."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return MEMORY.is_dir() and min(available, shutil.disk_usage(MEMORY).free) > 2 * nbytes
 
 
 def _llama(program: Path, scratch: Path, shape: dict[str, int], threads: int, repeat: int) -> dict[str, Any]:
@@ -167,53 +195,44 @@ def _llama(program: Path, scratch: Path, shape: dict[str, int], threads: int, re
     # Imported here: it needs the package gguf, and the other measurements do not.
     import peer_llama
 
-    source = scratch / "experts.gguf"
-    try:
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        source, out = Path(directory) / "experts.gguf", Path(directory) / "experts-q4_0.gguf"
         source_bytes = peer_llama.write_gguf(source, **shape)
-        measured = [
-            peer_llama.quantize(program, source, scratch / "experts-q4_0.gguf", threads)
-            for _ in range(repeat)
-        ]
-    finally:
-        source.unlink(missing_ok=True)
-    return _run(source_bytes, measured)
+        measured = []
+        for _ in range(repeat):
+            used = peer_llama.quantize(program, source, out, threads)
+            measured.append(Measured(used, out.stat().st_size))
+            out.unlink()
+    return _row(source_bytes, measured)
 
 
 def _kt(
     python: Path, checkout: Path, checkpoint: Path, source_bytes: int, threads: int, repeat: int
 ) -> dict[str, Any]:
     """kt-kernel's rate on the checkpoint; importing torch takes it long, so that is told apart."""
+    start = [peer_kt.start(python, checkout) for _ in range(repeat)]
     measured = []
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as scratch:
-        start = [peer_kt.start(python, checkout) for _ in range(repeat)]
-        for _ in range(repeat):
-            measured.append(peer_kt.convert(python, checkout, checkpoint, Path(scratch) / "out", threads))
-    return _run(source_bytes, measured) | {"start_seconds": machine.spread(start)}
+    for _ in range(repeat):
+        with tempfile.TemporaryDirectory(dir=checkpoint.parent) as out:
+            used = peer_kt.convert(python, checkout, checkpoint, Path(out), threads)
+            measured.append(Measured(used, _bytes_in(Path(out))))
+    return _row(source_bytes, measured) | {"start_seconds": machine.spread(start)}
 
 
 def _start_seconds() -> float:
     """Seconds until the command can do something: it reads its options and loads what it needs."""
-    began = time.perf_counter()
-    subprocess.run([*PROGRAM, "--help"], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    return process.run([*PROGRAM, "--help"]).seconds
 
 
-def _convert(checkpoint: Path, out: Path, options: list[str], threads: int) -> tuple[float, int, int]:
-    """Seconds, peak resident bytes of the process, and bytes written, of one run."""
-    shutil.rmtree(out, ignore_errors=True)
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [*PROGRAM, checkpoint, out, *options, "--threads", str(threads)], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        msg = f"lsg-convert {' '.join(options)} failed with exit code {process.returncode}"
-        raise click.ClickException(msg)
-    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    shutil.rmtree(out)
-    return seconds, usage.ru_maxrss * 1024, written
+def _convert(checkpoint: Path, directory: Path, options: list[str], threads: int) -> Measured:
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        out = Path(scratch) / "out"
+        used = process.run([*PROGRAM, checkpoint, out, *options, "--threads", str(threads)])
+        return Measured(used, _bytes_in(out))
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def _read_rate(shards: list[Path], threads: int) -> float:
@@ -235,6 +254,12 @@ def _read_rate(shards: list[Path], threads: int) -> float:
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _scaling(threads: int) -> float:
+    """How much more arithmetic the threads do than one: less than their number where they share cores."""
+    one, all_ = (arithmetic_peak(Instruction.FMA_YMM, count) for count in (1, threads))
+    return all_ / one
 
 
 def _memcpy_rate(threads: int) -> float:

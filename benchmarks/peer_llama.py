@@ -4,13 +4,11 @@ The program is the user's own; only its command line is known here. It gets one 
 the checkpoint's shape, in BF16, and writes them as Q4_0 (groups of 32, 4.5 bits a weight, as our int4).
 """
 
-import os
-import subprocess
-import time
 from pathlib import Path
 
 import gguf
 import numpy as np
+import process
 
 
 def write_gguf(path: Path, *, layers: int, experts: int, hidden: int, intermediate: int) -> int:
@@ -48,20 +46,6 @@ def write_gguf(path: Path, *, layers: int, experts: int, hidden: int, intermedia
     return path.stat().st_size
 
 
-def quantize(program: Path, source: Path, out: Path, threads: int) -> tuple[float, int, int]:
-    """Run it once: seconds, peak RSS, bytes written. Raises RuntimeError with its last words."""
-    out.unlink(missing_ok=True)
-    began = time.perf_counter()
-    with subprocess.Popen(
-        [program, source, out, "Q4_0", str(threads)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        output = process.stdout.read() if process.stdout else b""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if process.returncode != 0 or not out.exists():
-        msg = f"{program}: exit code {process.returncode}: {output.decode(errors='replace')[-500:]}"
-        raise RuntimeError(msg)
-    nbytes = out.stat().st_size
-    out.unlink()
-    return seconds, usage.ru_maxrss * 1024, nbytes
+def quantize(program: Path, source: Path, out: Path, threads: int) -> process.Used:
+    """Run it once. Raises RuntimeError with its last words."""
+    return process.run([program, source, out, "Q4_0", str(threads)])

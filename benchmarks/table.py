@@ -78,26 +78,28 @@ def _convert(result: dict[str, Any]) -> str:
     rows = []
     for name, run in result["runs"].items():
         written = run["output_bytes"] / run["seconds"]["median"]
-        one = run.get("one_thread_bytes_per_s")
         start = run.get("start_seconds")
+        rates = (run.get(f"{key}bytes_per_s") for key in ("one_thread_", "", "memory_one_thread_", "memory_"))
         rows.append(
             [
                 name + (f" (start: {start['median']:.1f} s)" if start else ""),
-                rate(one) if one else "",
-                rate(run["bytes_per_s"]),
+                *(rate(found) if found else "" for found in rates),
+                f"{run['cpu_seconds_per_gb']['median']:.2f}",
                 f"{written / 1e9:.2f}",
                 percent(written, limits["disk write"]["median"]),
                 f"{run['peak_rss_bytes'] / 2**20:.0f}",
             ]
         )
-    rows += [[f"limit: {name}", "", rate(limit), "", "", ""] for name, limit in limits.items()]
+    rows += [[f"limit: {name}", "", rate(found), *[""] * 6] for name, found in limits.items()]
     threads = result["machine"]["threads"]
-    head = ["", "1 thread, GB/s read", f"{threads} threads", "GB/s written", "of disk", "peak RSS, MiB"]
+    head = ["GB/s read", "1 thread", f"{threads} threads", "into memory, 1", f"into memory, {threads}"]
+    head += ["CPU, s/GB", "GB/s written", "of disk", "peak RSS, MiB"]
     shape = result["shape"]
     what = (
         f"Checkpoint: {result['source_bytes'] / 1e9:.1f} GB in BF16, hidden size {shape['hidden']}, "
         f"intermediate size {shape['intermediate']}, {shape['experts']} experts a layer; in the page cache. "
-        f"The whole command, {result['start_seconds']['median']:.2f} s of start included."
+        f"The whole command, {result['start_seconds']['median']:.2f} s of start included. In pure arithmetic "
+        f"{threads} threads do {result['arithmetic_of_threads']['median']:.1f} times what one does."
     )
     return section(result["machine"], what, head, rows)
 

@@ -10,11 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, TextIO
 
-from rich import filesize
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
-
 # Seldom enough for a log file, often enough for someone who waits.
 _PLAIN_SECONDS: Final = 10.0
 _JSON_SECONDS: Final = 1.0
@@ -82,12 +77,16 @@ class BarProgress(_Counter):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+        # Imported here: a tenth of a run's start, for those who see the bar.
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
             console=Console(file=stream),
         )
         self._task = self._bar.add_task("", total=None)
@@ -177,6 +176,8 @@ class JsonProgress(_Counter):
 
 def size_text(nbytes: float) -> str:
     """Bytes in words, in powers of 1000."""
+    from rich import filesize
+
     return filesize.decimal(int(nbytes))
 
 

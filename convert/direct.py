@@ -47,12 +47,14 @@ class PreallocatedFile:
         address = data.ctypes.data
         begin = min(-offset % PAGE, len(data))
         end = begin + (len(data) - begin) // PAGE * PAGE
-        if self._direct is None or begin == end or (address - offset) % PAGE:
+        # Taken once: another thread may find out meanwhile that the file system refuses.
+        direct = self._direct
+        if direct is None or begin == end or (address - offset) % PAGE:
             pwrite_all(self.fd, data.data, offset)
             return
         pwrite_all(self.fd, data[:begin].data, offset)
         try:
-            pwrite_all(self._direct, data[begin:end].data, offset + begin)
+            pwrite_all(direct, data[begin:end].data, offset + begin)
         except OSError as error:
             # There are file systems that find out only now that they cannot.
             _require_refusal(error)

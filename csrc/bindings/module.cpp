@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The C++ core: blob format, packing, quantisation, kernels and the expert engine.";
+  module.attr("__version__") = LSG_VERSION;
   const auto& error = py::register_exception<lsg::Error>(module, "LsgError");
   py::register_exception<lsg::FormatError>(module, "FormatError", error);
   py::register_exception<lsg::CheckpointError>(module, "CheckpointError", error);

@@ -4,8 +4,6 @@ The blob is the only interface between the rooms: `lsg.convert` writes it, `lsg.
 through `lsg._core` (C++) and `lsg.manifest`, and neither imports the other.
 """
 
-from importlib.metadata import version
-
 from lsg._core import (
     CapacityError,
     CheckpointError,
@@ -13,9 +11,8 @@ from lsg._core import (
     FormatError,
     LsgError,
     UnsupportedIsaError,
+    __version__,
 )
-
-__version__ = version("lsg")
 
 __all__ = [
     "CapacityError",

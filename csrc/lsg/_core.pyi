@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+__version__: str
+
 class LsgError(Exception):
     """Base of every error lsg raises on purpose. The message is one sentence for the user."""
 

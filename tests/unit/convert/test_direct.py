@@ -4,6 +4,8 @@ import errno
 import fcntl
 import itertools
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
@@ -79,6 +81,30 @@ def test_a_file_system_may_refuse_direct_writes(tmp_path, data, monkeypatch, cod
 
     monkeypatch.setattr(os, name, refuse)
     write_in_runs(tmp_path / "file", data)
+
+
+def test_a_refusal_while_another_thread_writes(tmp_path, data, monkeypatch):
+    refused, real = threading.Event(), os.pwrite
+
+    def pwrite(fd, piece, offset):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if threading.current_thread() is not threading.main_thread():
+            refused.wait()
+        return real(fd, piece, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    memory = page_aligned(SIZE)
+    memory[:] = data
+    half = SIZE // 2
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        file = PreallocatedFile(tmp_path / "file", SIZE, stack)
+        # It has begun with its part of a page when the other half's direct write is refused.
+        other = pool.submit(file.write, memory[half + 1 :], half + 1)
+        file.write(memory[: half + 1], 0)
+        refused.set()
+        other.result()
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "file", np.uint8), data)
 
 
 def test_other_errors_are_not_taken_for_a_refusal(tmp_path, data, monkeypatch):
