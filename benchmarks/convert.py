@@ -42,13 +42,7 @@ RUNS = {
 
 
 @click.command()
-@click.option(
-    "--scratch",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=machine.ROOT / "build" / "bench",
-    show_default="build/bench",
-    help="Where the checkpoint and the outputs go.",
-)
+@machine.scratch_option("Where the checkpoint and the outputs go.")
 @click.option("--layers", default=2, show_default=True, help="Layers of the checkpoint, 1.2 GB each.")
 @click.option("--experts", default=128, show_default=True, help="Experts of a layer (Qwen3-30B-A3B: 128).")
 @click.option("--hidden", default=2048, show_default=True, help="Hidden size.")

@@ -37,13 +37,7 @@ SHAPE = SHAPES["A"]
 
 
 @click.command()
-@click.option(
-    "--scratch",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=machine.ROOT / "build" / "bench",
-    show_default="build/bench",
-    help="Where the layer files go: on the disk that is to be measured.",
-)
+@machine.scratch_option("Where the layer files go: on the disk that is to be measured.")
 @click.option("--gb", default=8.0, show_default=True, help="GB of layer files in the page cache.")
 @click.option("--cold-gb", default=2.4, show_default=True, help="GB of them that are loaded cold.")
 @click.option("--repeat", default=3, show_default=True, help="Repetitions.")

@@ -8,15 +8,28 @@ import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import click
 
 from lsg.runtime.bench.machine import describe as facts_of
 from lsg.runtime.bench.machine import name as name
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def scratch_option(text: str) -> Callable[[Any], Any]:
+    """--scratch of a command that needs a disk; build/bench of this checkout by default."""
+    return click.option(
+        "--scratch",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=ROOT / "build" / "bench",
+        show_default="build/bench",
+        help=text,
+    )
 
 
 def describe(threads: int) -> dict[str, Any]:

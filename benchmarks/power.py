@@ -37,13 +37,7 @@ _SCHED_CLOCK_OF_THREAD = 6
 @click.option("--threads", type=click.IntRange(min=2), help="By default lsg-serve's, at least 2.")
 @click.option("--seconds", default=0.03, show_default=True, help="Length of each measurement.")
 @click.option("--repeat", default=100, show_default=True, help="Repetitions.")
-@click.option(
-    "--scratch",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=machine.ROOT / "build" / "bench",
-    show_default="build/bench",
-    help="Where the layer files go.",
-)
+@machine.scratch_option("Where the layer files go.")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -4,7 +4,6 @@ Invariant: only words and exit codes here; every failure is one sentence on stan
 usage, 130 after Ctrl-C).
 """
 
-import os
 import re
 import sys
 import traceback
@@ -18,6 +17,7 @@ import click
 from lsg import CheckpointError, LsgError, manifest
 from lsg.convert import console, targets, workdir
 from lsg.convert.job import Options, Summary, convert
+from lsg.convert.options import json_option, threads_option, verbose_option
 from lsg.convert.origin import LocalOrigin, Origin
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -42,13 +42,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
     help=f"{', '.join(sorted(targets.SEARCHING))}: choose each scale for the least squared error, or take it "
     "from the largest weight (faster).",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=lambda: len(os.sched_getaffinity(0)),
-    show_default="all cores",
-    help="Experts converted at the same time; each takes a few times its size of memory.",
-)
+@threads_option("Experts converted at the same time; each takes a few times its size of memory.")
 @click.option("--revision", help="Hub id: the branch, tag or commit to convert; by default the main branch.")
 @click.option(
     "--stream",
@@ -60,10 +54,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
     "--push-to-hub", metavar="ID", help="Upload OUT to this repository on the Hub when it is complete."
 )
 @click.option("--restart", is_flag=True, help="Throw away what an interrupted run has left in OUT.partial.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print progress and the result as JSON, one object a line."
-)
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@json_option("Print progress and the result as JSON, one object a line.")
+@verbose_option
 @click.version_option(package_name="lsg")
 def main(
     source: Path,

@@ -3,7 +3,6 @@
 Invariant: only words and exit codes here; every failure is one sentence on standard error, exit code 1.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from lsg import LsgError
 from lsg.convert import console
 from lsg.convert.cli import fail
 from lsg.convert.inspect import inspect, lines, save_plot
+from lsg.convert.options import json_option, threads_option, verbose_option
 from lsg.convert.verify import verify
 
 _MODEL = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -39,15 +39,9 @@ def _sentences(command: str, *, verbose: bool) -> Iterator[None]:
     type=_MODEL,
     help="Also compare every weight with this checkpoint: exactly where nothing was lost, else by its error.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=lambda: len(os.sched_getaffinity(0)),
-    show_default="all cores",
-    help="Experts read at the same time.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print progress and the result as JSON lines.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@threads_option("Experts read at the same time.")
+@json_option("Print progress and the result as JSON lines.")
+@verbose_option
 def verify_command(model: Path, against: Path | None, threads: int, as_json: bool, verbose: bool) -> None:
     """Read all of DIR's experts and compare them with the checksums of its manifest."""
     progress = console.make_progress(as_json=as_json)
@@ -69,14 +63,14 @@ def verify_command(model: Path, against: Path | None, threads: int, as_json: boo
 
 @click.command("inspect")
 @click.argument("model", metavar="DIR", type=_MODEL)
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as one JSON object.")
+@json_option("Print all of it as one JSON object.")
 @click.option(
     "--plot",
     metavar="FILE.png",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also draw the error of each layer into this file (needs matplotlib).",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@verbose_option
 def inspect_command(model: Path, as_json: bool, plot: Path | None, verbose: bool) -> None:
     """Say what is in DIR: its source, geometry, formats, sizes on 1 to 8 NUMA nodes, and errors."""
     with _sentences("lsg inspect", verbose=verbose):

@@ -12,32 +12,27 @@ from typing import Any, Final
 
 import numpy as np
 
-from lsg._core import Dtype
-from lsg.convert.sources.encoding import (
-    SCALE_DTYPES,
-    Arrays,
-    Decoded,
-    Encoding,
-    Parts,
-    block_of,
-    require_shape,
-)
-from lsg.convert.sources.encodings.packing import unpack_rows
+from lsg.convert.sources.encoding import Arrays, Decoded, Encoding, Parts, block_of
+from lsg.convert.sources.encodings.packing import SCALES, has_parts, integers, require_shapes, unpack_rows
 
 _ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
-_DTYPES: Final = {"qweight": ("I32",), "qzeros": ("I32",), "scales": ("F32", "F16", "BF16")}
+_DTYPES: Final = {"qweight": ("I32",), "qzeros": ("I32",), "scales": SCALES}
 
 
 def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) -> Encoding | None:
     """AWQ's three tensors, told from GPTQ's by the packed axis. Raises CheckpointError for other shapes."""
-    if set(parts) != set(_DTYPES) or any(parts[name].dtype not in _DTYPES[name] for name in parts):
-        return None
-    if parts["qweight"].shape[-1:] != (rows // 8,):
+    if not has_parts(parts, _DTYPES) or parts["qweight"].shape[-1:] != (rows // 8,):
         return None
     groups = parts["scales"].shape[0]
-    require_shape("qweight", parts["qweight"], (columns, rows // 8))
-    require_shape("qzeros", parts["qzeros"], (groups, rows // 8))
-    require_shape("scales", parts["scales"], (groups, 8 * (rows // 8)))
+    require_shapes(
+        parts,
+        {
+            "qweight": (columns, rows // 8),
+            "qzeros": (groups, rows // 8),
+            "scales": (groups, 8 * (rows // 8)),
+        },
+    )
+    group = block_of("scales", "columns", columns, groups)
 
     def decode(arrays: Arrays) -> Decoded:
         return Decoded(
@@ -46,12 +41,4 @@ def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) 
             unpack_rows(arrays["qzeros"].T, 4, rows, _ORDER),
         )
 
-    return Encoding(
-        "awq_int4",
-        {name: part.dtype for name, part in parts.items()},
-        decode,
-        Dtype.INT4,
-        SCALE_DTYPES[parts["scales"].dtype],
-        block_columns=block_of("scales", "columns", columns, groups),
-        zero_point=True,
-    )
+    return integers("awq", 4, parts, decode, scale="scales", group=group, zero_point=True)

@@ -17,49 +17,41 @@ from typing import Any, Final
 
 import numpy as np
 
-from lsg._core import Dtype
-from lsg.convert.sources.encoding import (
-    SCALE_DTYPES,
-    Arrays,
-    Decoded,
-    Encoding,
-    Parts,
-    block_of,
-    require_shape,
-)
+from lsg.convert.sources.encoding import Arrays, Decoded, Encoding, Parts, block_of
 from lsg.convert.sources.encodings.packing import (
+    SCALES,
+    has_parts,
+    integers,
     order_of,
+    require_shapes,
     unpack_columns,
     unpack_rows,
     words_for,
 )
 
-_OPTIONAL: Final = {"weight_zero_point", "weight_g_idx"}
-_FLOATS: Final = ("F32", "F16", "BF16")
+_OPTIONAL: Final = {"weight_zero_point": ("I32", "I8"), "weight_g_idx": ("I32",)}
 
 
 def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) -> Encoding | None:
     """Packed int4 or int8, or plain int8. Raises CheckpointError for shapes that do not fit."""
-    weight = "weight_packed" if "weight_packed" in parts else "weight"
-    if not {weight, "weight_scale"} <= set(parts) <= {weight, "weight_scale"} | _OPTIONAL:
+    packed = "weight_packed" in parts
+    weight = "weight_packed" if packed else "weight"
+    required = {weight: ("I32",) if packed else ("I8",), "weight_scale": SCALES}
+    if not has_parts(parts, required, _OPTIONAL) or len(parts["weight_scale"].shape) != 2:
         return None
-    if parts[weight].dtype != ("I32" if weight == "weight_packed" else "I8"):
-        return None
-    if parts["weight_scale"].dtype not in _FLOATS or len(parts["weight_scale"].shape) != 2:
-        return None
-    packed = weight == "weight_packed"
     bits = 4 if packed and parts[weight].shape == (rows, words_for(columns, 4)) else 8
-    require_shape(weight, parts[weight], (rows, words_for(columns, bits) if packed else columns))
     groups = parts["weight_scale"].shape[1]
-    require_shape("weight_scale", parts["weight_scale"], (rows, groups))
     zero_point = parts.get("weight_zero_point")
-    if zero_point:
-        if zero_point.dtype not in ("I32", "I8"):
-            return None
-        zero_rows = words_for(rows, bits) if zero_point.dtype == "I32" else rows
-        require_shape("weight_zero_point", zero_point, (zero_rows, groups))
-    if "weight_g_idx" in parts:
-        require_shape("weight_g_idx", parts["weight_g_idx"], (columns,))
+    packed_zeros = zero_point is not None and zero_point.dtype == "I32"
+    require_shapes(
+        parts,
+        {
+            weight: (rows, words_for(columns, bits) if packed else columns),
+            "weight_scale": (rows, groups),
+            "weight_zero_point": (words_for(rows, bits) if packed_zeros else rows, groups),
+            "weight_g_idx": (columns,),
+        },
+    )
     group = block_of("weight_scale", "columns", columns, groups)
     offset = 1 << (bits - 1)
 
@@ -73,16 +65,16 @@ def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) 
             # int8 without zero points is two's complement, int4 keeps its offset.
             return Decoded(codes if bits == 4 else codes ^ offset, arrays["weight_scale"], order=order)
         stored = arrays["weight_zero_point"]
-        zeros = unpack_rows(stored, bits, rows) if zero_point.dtype == "I32" else stored + np.uint8(offset)
+        zeros = unpack_rows(stored, bits, rows) if packed_zeros else stored + np.uint8(offset)
         return Decoded(codes, arrays["weight_scale"], zeros, order=order)
 
-    return Encoding(
-        f"compressed_tensors_int{bits}",
-        {name: part.dtype for name, part in parts.items()},
+    return integers(
+        "compressed_tensors",
+        bits,
+        parts,
         decode,
-        Dtype.INT4 if bits == 4 else Dtype.INT8,
-        SCALE_DTYPES[parts["weight_scale"].dtype],
-        block_columns=group,
+        scale="weight_scale",
+        group=group,
         zero_point=zero_point is not None,
         ordered="weight_g_idx" in parts,
     )

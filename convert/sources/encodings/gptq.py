@@ -18,47 +18,38 @@ from typing import Any, Final
 import numpy as np
 
 from lsg import CheckpointError
-from lsg._core import Dtype
-from lsg.convert.sources.encoding import (
-    SCALE_DTYPES,
-    Arrays,
-    Decoded,
-    Encoding,
-    Parts,
-    block_of,
-    require_shape,
-)
+from lsg.convert.sources.encoding import Arrays, Decoded, Encoding, Parts, block_of
 from lsg.convert.sources.encodings.packing import (
+    SCALES,
     Bytes,
+    has_parts,
+    integers,
     order_of,
+    require_shapes,
     unpack_columns,
     unpack_rows,
     words_for,
 )
 
-_DTYPES: Final = {
-    "qweight": ("I32",),
-    "qzeros": ("I32",),
-    "scales": ("F32", "F16", "BF16"),
-    "g_idx": ("I32",),
-}
+_REQUIRED: Final = {"qweight": ("I32",), "qzeros": ("I32",), "scales": SCALES}
+_OPTIONAL: Final = {"g_idx": ("I32",)}
 
 
 def recognise(parts: Parts, rows: int, columns: int, hints: Mapping[str, Any]) -> Encoding | None:
     """GPTQ's three or four tensors. Raises CheckpointError for shapes that do not fit."""
-    if set(parts) | {"g_idx"} != set(_DTYPES) or any(
-        parts[name].dtype not in _DTYPES[name] for name in parts
-    ):
-        return None
-    if parts["qweight"].shape[-1:] != (rows,):
+    if not has_parts(parts, _REQUIRED, _OPTIONAL) or parts["qweight"].shape[-1:] != (rows,):
         return None
     bits = 4 if parts["qweight"].shape[0] == words_for(columns, 4) else 8
     groups = parts["scales"].shape[0]
-    require_shape("qweight", parts["qweight"], (words_for(columns, bits), rows))
-    require_shape("qzeros", parts["qzeros"], (groups, words_for(rows, bits)))
-    require_shape("scales", parts["scales"], (groups, rows))
-    if "g_idx" in parts:
-        require_shape("g_idx", parts["g_idx"], (columns,))
+    require_shapes(
+        parts,
+        {
+            "qweight": (words_for(columns, bits), rows),
+            "qzeros": (groups, words_for(rows, bits)),
+            "scales": (groups, rows),
+            "g_idx": (columns,),
+        },
+    )
     group = block_of("scales", "columns", columns, groups)
     # The other formats of this field (marlin, …) have other tensors.
     less = 0 if hints.get("checkpoint_format") == "gptq_v2" else 1
@@ -91,15 +82,8 @@ def recognise(parts: Parts, rows: int, columns: int, hints: Mapping[str, Any]) -
             raise CheckpointError(msg)
         return Decoded(codes if bits == 4 else codes ^ middle, scales, order=order)
 
-    return Encoding(
-        f"gptq_int{bits}",
-        {name: part.dtype for name, part in parts.items()},
-        decode,
-        Dtype.INT4 if bits == 4 else Dtype.INT8,
-        SCALE_DTYPES[parts["scales"].dtype],
-        block_columns=group,
-        zero_point=not symmetric,
-        ordered=ordered,
+    return integers(
+        "gptq", bits, parts, decode, scale="scales", group=group, zero_point=not symmetric, ordered=ordered
     )
 
 

@@ -1,17 +1,70 @@
-"""Small integers out of 32-bit words and bytes.
+"""Small integers out of 32-bit words and bytes, and what the formats that pack them have in common.
 
 Invariant: a word's first code is in its lowest bits; where a format orders them differently, `order` says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lsg import CheckpointError
+from lsg._core import Dtype
+from lsg.convert.sources.encoding import (
+    SCALE_DTYPES,
+    Arrays,
+    Decoded,
+    Encoding,
+    Parts,
+    require_shape,
+)
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
+Dtypes = Mapping[str, Collection[str]]
+"""The dtypes, by safetensors' names, that each part may have."""
+
+SCALES: Final = ("F32", "F16", "BF16")
+
+
+def has_parts(parts: Parts, required: Dtypes, optional: Dtypes | None = None) -> bool:
+    """Whether the parts are the required ones, with or without the optional, all of the right dtypes."""
+    dtypes = {**required, **(optional or {})}
+    if not required.keys() <= parts.keys() <= dtypes.keys():
+        return False
+    return all(part.dtype in dtypes[name] for name, part in parts.items())
+
+
+def require_shapes(parts: Parts, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless the parts that are there have these shapes."""
+    for name, shape in shapes.items():
+        if name in parts:
+            require_shape(name, parts[name], shape)
+
+
+def integers(
+    name: str,
+    bits: int,
+    parts: Parts,
+    decode: Callable[[Arrays], Decoded],
+    *,
+    scale: str,
+    group: int,
+    zero_point: bool,
+    ordered: bool = False,
+) -> Encoding:
+    """The encoding of integers of 4 or 8 bits with one of the part `scale`'s scales for `group` inputs."""
+    return Encoding(
+        f"{name}_int{bits}",
+        {part: found.dtype for part, found in parts.items()},
+        decode,
+        Dtype.INT4 if bits == 4 else Dtype.INT8,
+        SCALE_DTYPES[parts[scale].dtype],
+        block_columns=group,
+        zero_point=zero_point,
+        ordered=ordered,
+    )
 
 
 def unpack_nibbles(packed: Bytes) -> Bytes:

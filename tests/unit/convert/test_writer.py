@@ -7,16 +7,22 @@ from lsg._core import Dtype, LayerSpec, Matrix, PanelFormat, ScaleDtype, crc32c,
 from lsg.convert.journal import SlabDone
 from lsg.convert.writer import LayerWriter, SlabBuffer, surviving_slabs
 
-PANEL = PanelFormat(Dtype.BF16)
-SPEC = LayerSpec(
-    layer_index=0,
-    num_experts=4,
-    hidden_size=64,
-    intermediate_size=64,
-    gated=True,
-    gate_up=PANEL,
-    down=PANEL,
-)
+
+def layer(experts, panel=PanelFormat(Dtype.BF16), hidden=64, intermediate=64):  # noqa: B008 (immutable)
+    return LayerSpec(
+        layer_index=0,
+        num_experts=experts,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        gated=True,
+        gate_up=panel,
+        down=panel,
+    )
+
+
+SPEC = layer(4)
+# Its row scales are in the expert table.
+ROWS = PanelFormat(Dtype.FP8_E4M3, ScaleDtype.F32)
 SLAB_BYTES = SPEC.num_units * SPEC.record_bytes
 
 
@@ -41,9 +47,9 @@ def done(path):
         return [SlabDone(0, expert, crc32c(records(expert).reshape(-1)), [], []) for expert in range(4)]
 
 
-def survivors(path, done, reread_bytes):
+def survivors(path, done, reread_bytes, spec=SPEC):
     with ExitStack() as stack:
-        slabs = surviving_slabs({0: LayerWriter(path, SPEC, stack)}, done, reread_bytes)
+        slabs = surviving_slabs({0: LayerWriter(path, spec, stack)}, done, reread_bytes)
     return sorted(expert for _, expert in slabs)
 
 
@@ -59,15 +65,7 @@ def test_geometry_fixes_where_everything_lies(path, done):
 
 @pytest.mark.parametrize("hidden", [64, 1024])
 def test_a_buffer_puts_records_where_their_pages_lie(path, hidden):
-    spec = LayerSpec(
-        layer_index=0,
-        num_experts=3,
-        hidden_size=hidden + 32,  # records that are no whole number of pages
-        intermediate_size=64,
-        gated=True,
-        gate_up=PANEL,
-        down=PANEL,
-    )
+    spec = layer(3, hidden=hidden + 32)  # records that are no whole number of pages
     buffer = SlabBuffer([SPEC, spec])
     rng = np.random.default_rng(0)
     slabs = rng.integers(0, 256, (3, spec.num_units, spec.record_bytes), np.uint8)
@@ -83,16 +81,7 @@ def test_a_buffer_puts_records_where_their_pages_lie(path, hidden):
 
 
 def test_a_share_of_the_table_is_written_where_it_belongs_and_nowhere_else(path):
-    rows = PanelFormat(Dtype.FP8_E4M3, ScaleDtype.F32)
-    spec = LayerSpec(
-        layer_index=0,
-        num_experts=2,
-        hidden_size=64,
-        intermediate_size=32,
-        gated=True,
-        gate_up=rows,
-        down=rows,
-    )
+    spec = layer(2, ROWS, intermediate=32)
     matrix = Matrix(np.zeros((32, 64), np.uint8), np.ones((32, 1), np.float32))
     scales = np.arange(64, dtype=np.float32)[:, None]
     entries = pack_table(spec, 1, matrix, matrix, Matrix(np.zeros((64, 32), np.uint8), scales))
@@ -107,16 +96,7 @@ def test_a_share_of_the_table_is_written_where_it_belongs_and_nowhere_else(path)
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_slab_whose_share_of_the_table_is_damaged_is_done_again(path, damaged):
-    rows = PanelFormat(Dtype.FP8_E4M3, ScaleDtype.F32)
-    spec = LayerSpec(
-        layer_index=0,
-        num_experts=1,
-        hidden_size=64,
-        intermediate_size=32,
-        gated=True,
-        gate_up=rows,
-        down=rows,
-    )
+    spec = layer(1, ROWS, intermediate=32)
     share = bytes(range(256))  # 64 row scales
     slab = np.zeros((spec.num_units, spec.record_bytes), np.uint8)
     done = SlabDone(0, 0, crc32c(slab.reshape(-1)), [], [(spec.table_offset, len(share), crc32c(share))])
@@ -124,9 +104,7 @@ def test_a_slab_whose_share_of_the_table_is_damaged_is_done_again(path, damaged)
         writer = LayerWriter(path, spec, stack)
         writer.write_slab(0, slab)
         writer.write_table([(spec.table_offset, share[:-1] + b"?" if damaged else share)])
-    with ExitStack() as stack:
-        kept = surviving_slabs({0: LayerWriter(path, spec, stack)}, [done], 1)
-    assert list(kept) == ([] if damaged else [(0, 0)])
+    assert survivors(path, [done], 1, spec) == ([] if damaged else [0])
 
 
 def test_a_whole_file_keeps_its_slabs(path, done):
