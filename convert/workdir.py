@@ -138,7 +138,11 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _lock(partial: Path, stack: ExitStack) -> None:
-    partial.mkdir(exist_ok=True)
+    try:
+        partial.mkdir(exist_ok=True)
+    except OSError as error:
+        msg = f"{partial}: cannot be made ({error.strerror}); choose another output"
+        raise LsgError(msg) from error
     path = partial / _LOCK
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     stack.callback(os.close, fd)

@@ -25,6 +25,16 @@ def test_appears_by_a_rename(out):
     assert not partial_of(out).exists()
 
 
+def test_a_place_where_nothing_can_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "out"
+    with (
+        pytest.raises(LsgError, match=r"out\.partial: cannot be made \(Not a directory\)"),
+        open_work(place, INT4, restart=False),
+    ):
+        pass
+
+
 def test_two_at_once_exclude_each_other(out):
     with (
         open_work(out, INT4, restart=False),

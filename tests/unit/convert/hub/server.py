@@ -37,6 +37,8 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
+        # Ids whose terms nobody has accepted.
+        self.gated: set[str] = set()
         self.requests: list[tuple[str, str, str]] = []
         # File name -> what to do with its next GETs: ("drop", bytes sent) or ("corrupt", position) or
         # ("status", code).
@@ -131,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, id: str, rev: str, name: str) -> None:
         found = self._directory(id, rev)
         if not found:
+            return
+        if id in self.server.gated:
+            self._send(401, b"", {"X-Error-Code": "GatedRepo"})
             return
         commit, directory = found
         path = directory / name

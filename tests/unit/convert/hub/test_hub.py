@@ -229,6 +229,14 @@ def test_models_that_are_not_there(run, server, tmp_path):
     assert "and HF_HUB_OFFLINE is set" in message
 
 
+def test_a_gated_model(run, server, tmp_path):
+    server.gated.add(MODEL)
+    message = failure(run(MODEL, tmp_path / "out", "--experts", "int4"))
+    assert (
+        f"{MODEL}: gated; accept its terms on {server.endpoint}/{MODEL}, then run: hf auth login" in message
+    )
+
+
 def test_a_model_of_one_file(run, server, tmp_path):
     single = make_checkpoint(tmp_path / "single", shards=1)
     server.repositories[MODEL].commits[FIRST] = single
