@@ -43,6 +43,13 @@ class RepackedModel:
         names = {panel.dtype: None for layer in self.manifest.layers for panel in (layer.gate_up, layer.down)}
         return ", ".join(names)
 
+    @property
+    def draft_layers(self) -> list[Layer]:
+        """Layers numbered after the model's own: its draft's, where that has experts in layer files."""
+        config = json.loads((self.directory / "config.json").read_text())
+        own = config.get("text_config", config)["num_hidden_layers"]
+        return [layer for layer in self.manifest.layers if layer.index >= own]
+
     def path_of(self, layer: Layer) -> Path:
         """The layer's file."""
         return self.directory / manifest.DIRECTORY / layer.file

@@ -10,6 +10,7 @@
 #   convert    how fast lsg-convert is beside kt-kernel's converter, which .peers/kt.txz may hold
 #   hand_over  what each way between a CUDA graph and the engine costs
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
+#   draft      drafting with a model's own last layer, about three minutes
 #   served     every model family, many at a time, within SERVED_SECONDS; FORMATS: how many formats of each
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
 #   parallel   two GPUs: every way to spread, and decode with one and with two tensor-parallel processes
@@ -23,7 +24,7 @@ out="${OUT:-build/gpu}"
 read -ra ways <<< "${WAYS:-kernels memops hostfunc}"
 on_a_gpu=(--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3)
 mkdir -p "$site" "$out"
-if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" served "|" decode "|" parallel " ]]; then
+if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" draft "|" served "|" decode "|" parallel " ]]; then
   tar xJf .gpu/site.txz -C "$site"
   for wheel in .gpu/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 fi
@@ -95,12 +96,15 @@ for what in "$@"; do
     proof)
       timeout -k 5 "${PROOF_SECONDS:-360}" python3 tests/integration/gpu_proof.py --out "$out" ${PROOF:-} ||
         echo "proof: failed or killed ($?)" ;;
+    draft)
+      timeout -k 5 "${DRAFT_SECONDS:-240}" python3 tests/integration/gpu_draft.py --out "$out/gpu_draft.json" ||
+        echo "draft: failed or killed ($?)" ;;
     served)
       python3 benchmarks/served.py --jobs "$(($(nproc) * 3 / 4))" --formats "${FORMATS:-9}" --timeout 150 \
         --limit "${SERVED_SECONDS:-300}" --logs /tmp/served --out "$out/served_gpu.json" || true
       tar czf "$out/served_logs.tgz" -C /tmp served ;;
     decode) decode ;;
     parallel) parallel ;;
-    *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, served, decode or parallel" >&2; exit 2 ;;
+    *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, draft, served, decode or parallel" >&2; exit 2 ;;
   esac
 done

@@ -50,7 +50,7 @@ PINS: Final = (
     Pin(
         "srt/model_executor/model_runner.py",
         "ModelRunner",
-        ("model", "model_config", "server_args", "is_draft_worker", "gpu_id"),
+        ("model", "model_config", "server_args", "is_draft_worker", "draft_model_idx", "gpu_id"),
         "read around load_model",
     ),
     Pin("srt/configs/model_config.py", "ModelConfig", ("model_path",), "which directory is loaded"),

@@ -31,15 +31,19 @@ CPU_PADDING: Final = 32
 
 
 class Offload:
-    """One model being loaded; stands in for its FusedMoE layers' quantisation config."""
+    """One model being loaded; stands in for its FusedMoE layers' quantisation config.
+
+    resident: a draft model whose experts are in the safetensors, for sglang to load like any other's.
+    """
 
     def __init__(self, directory: Path, runner: Any) -> None:
         self.settings = settings.read(os.environ)
         self.model = open_model(directory)
         self.model.check_settings(self.settings)
-        if runner.is_draft_worker:
-            msg = f"{directory}: drafting with the model's own layers comes in a later version of lsg"
-            raise CompatError(msg)
+        # sglang gives a draft's only layer the number 0, whatever it is in the checkpoint.
+        drafts = [layer.index for layer in self.model.draft_layers] if runner.is_draft_worker else []
+        self._draft: int | None = drafts[runner.draft_model_idx or 0] if drafts else None
+        self.resident: bool = runner.is_draft_worker and not drafts
         arguments = runner.server_args
         # Attention's data parallelism divides the processes of one run, and every layer's experts with them.
         self._replicas: int = 1 if arguments.enable_dp_attention else arguments.dp_size
@@ -57,7 +61,8 @@ class Offload:
 
     def get_quant_method(self, layer: FusedMoE, _prefix: str) -> "OffloadedExperts":
         """The method of one layer."""
-        method = OffloadedExperts(self.model, layer, on_cpu=self._on_cpu)
+        index = layer.layer_id if self._draft is None else self._draft
+        method = OffloadedExperts(self.model, layer, index, on_cpu=self._on_cpu)
         self._methods.append(method)
         return method
 
@@ -107,8 +112,8 @@ def _die(message: str) -> None:
 class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
     """The method of one FusedMoE layer."""
 
-    def __init__(self, model: RepackedModel, layer: FusedMoE, *, on_cpu: bool) -> None:
-        self.layer_id: int = layer.layer_id
+    def __init__(self, model: RepackedModel, layer: FusedMoE, index: int, *, on_cpu: bool) -> None:
+        self.layer_id = index
         self.tp_rank: int = layer.moe_tp_rank
         self.tp_size: int = layer.moe_tp_size
         self._where = f"{model.directory}: layer {self.layer_id}"

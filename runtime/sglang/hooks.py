@@ -52,16 +52,19 @@ def around_load_model(original: Callable[..., Any], runner: Any) -> Any:
     from lsg.runtime.sglang.experts import Offload
 
     with _fatal():
-        _offload = Offload(directory, runner)
+        offload = Offload(directory, runner)
+    if offload.resident:
+        return original(runner)
     if runner.server_args.device == "cpu":
         # No hook: sglang's registry of attention backends is open to everybody.
         from lsg.runtime.sglang import cpu_attention
 
         cpu_attention.register()
+    _offload = offload
     try:
         result = original(runner)
     finally:
-        offload, _offload = _offload, None
+        _offload = None
     with _fatal():
         offload.finish(runner.model)
     return result

@@ -76,7 +76,7 @@ def served(path, directory, experts, topk, library, streams, monkeypatch):
 
     def serve(kind, **config):
         model = open_model(directory[kind])
-        method = experts.OffloadedExperts(model, layer(), on_cpu=path == "CPU")
+        method = experts.OffloadedExperts(model, layer(), 0, on_cpu=path == "CPU")
         method.create_moe_runner(layer(), runner_config(**config))
         chosen = settings.Settings(threads=2, hand_over=path if path != "CPU" else "kernels")
         engine = runtime_engine.ExpertEngine(model, chosen, host.flat(2, 1 << 40))
@@ -153,7 +153,7 @@ def test_no_combine_is_refused(served):
 def test_fused_shared_experts_are_refused(directory, experts, path):
     with pytest.raises(CompatError, match="add --disable-shared-experts-fusion"):
         experts.OffloadedExperts(
-            open_model(directory["bf16"]), layer(num_fused_shared_experts=1), on_cpu=path == "CPU"
+            open_model(directory["bf16"]), layer(num_fused_shared_experts=1), 0, on_cpu=path == "CPU"
         )
 
 
@@ -171,7 +171,7 @@ def test_a_token_among_others_as_alone(served, kind, tokens):
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("path", ["CPU"], indirect=True)
 def test_a_prompts_token_in_any_longer_batch(served, kind):
-    """Longer batches sum in another order than decoded ones, but all of them in the same; none is captured."""
+    """Longer batches sum in another order than decoded ones, all of them in the same; none is captured."""
     hidden, ids, weights = batch(700)
     run = served(kind)
     whole = run(hidden, ids, weights)

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -51,7 +52,7 @@ def runner_config(**changes):
 def runner(**changes):
     plain = {"device": "cpu", "nnodes": 1, "pp_size": 1, "dp_size": 1, "enable_dp_attention": False}
     server_args = SimpleNamespace(**plain | {"base_gpu_id": 0, "gpu_id_step": 1} | changes)
-    return SimpleNamespace(is_draft_worker=False, server_args=server_args, gpu_id=0)
+    return SimpleNamespace(is_draft_worker=False, draft_model_idx=None, server_args=server_args, gpu_id=0)
 
 
 class Engine:
@@ -93,12 +94,11 @@ def test_an_unknown_activation_is_refused(experts):
     [
         ({"moe_ep_size": 2}, "--tp-size"),
         ({"num_fused_shared_experts": 1}, "--disable-shared-experts-fusion"),
-        ({"layer_id": 5}, "layer 5"),
     ],
 )
 def test_layers_that_cannot_be_offloaded(changes, words, experts, model):
     with pytest.raises(CompatError, match=words):
-        experts.OffloadedExperts(model, layer(**changes), on_cpu=True)
+        experts.OffloadedExperts(model, layer(**changes), 1, on_cpu=True)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_layers_that_cannot_be_offloaded(changes, words, experts, model):
     [((5, 64, 48), "num_experts"), ((4, 128, 48), "hidden_size"), ((4, 64, 96), "intermediate_size")],
 )
 def test_another_geometry_is_refused(geometry, name, experts, model):
-    method = experts.OffloadedExperts(model, layer(), on_cpu=True)
+    method = experts.OffloadedExperts(model, layer(), 1, on_cpu=True)
     with pytest.raises(CompatError, match=rf"layer 1: sglang builds it with {name} = \d+, the manifest says"):
         method.create_weights(torch.nn.Module(), *geometry, torch.bfloat16)
 
@@ -115,7 +115,7 @@ def test_another_geometry_is_refused(geometry, name, experts, model):
     ("on_cpu", "tp_size", "per_partition"), [(False, 1, 48), (False, 2, 24), (True, 1, 64), (True, 2, 32)]
 )
 def test_the_same_geometry_creates_no_parameters(on_cpu, tp_size, per_partition, experts, model):
-    method = experts.OffloadedExperts(model, layer(moe_tp_size=tp_size), on_cpu=on_cpu)
+    method = experts.OffloadedExperts(model, layer(moe_tp_size=tp_size), 1, on_cpu=on_cpu)
     module = torch.nn.Module()
     method.create_weights(module, 4, 64, per_partition, torch.bfloat16, weight_loader=None)
     assert not list(module.parameters())
@@ -133,14 +133,14 @@ def test_the_same_geometry_creates_no_parameters(on_cpu, tp_size, per_partition,
     ],
 )
 def test_another_computation_is_refused(changes, words, experts, model):
-    method = experts.OffloadedExperts(model, layer(), on_cpu=True)
+    method = experts.OffloadedExperts(model, layer(), 1, on_cpu=True)
     with pytest.raises(CompatError, match=words):
         method.create_moe_runner(layer(), runner_config(**changes))
 
 
 @pytest.fixture
 def method(experts, model):
-    method = experts.OffloadedExperts(model, layer(), on_cpu=True)
+    method = experts.OffloadedExperts(model, layer(), 1, on_cpu=True)
     # On a CPU the model's own code applies this factor; applying it here would square it.
     method.create_moe_runner(layer(), runner_config(routed_scaling_factor=2.5))
     return method
@@ -213,6 +213,34 @@ def test_data_parallel_replicas_are_told_apart(experts, repacked, monkeypatch, g
     assert asked == {"process": process, "processes": 4, "replicas": 2, "load": "map"}
 
 
+@pytest.fixture
+def drafting():
+    draft = runner()
+    draft.is_draft_worker = True
+    return draft
+
+
+def test_a_layer_that_was_not_converted_is_noticed(experts, repacked):
+    with pytest.raises(CompatError, match="routed experts in layer 5, the directory only in layers 0 to 1"):
+        experts.Offload(repacked, runner()).get_quant_method(layer(layer_id=5), "")
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["plain", "text_config"])
+def test_a_drafts_layer_is_the_one_after_the_models_own(experts, spoilt, drafting, text):
+    """sglang numbers it 0; its experts were converted with the model's."""
+    path = spoilt / "config.json"
+    config = json.loads(path.read_text()) | {"num_hidden_layers": 1}
+    path.write_text(json.dumps({"text_config": config} if text else config))
+    offload = experts.Offload(spoilt, drafting)
+    assert not offload.resident
+    assert offload.get_quant_method(layer(layer_id=0), "").layer_id == 1
+    assert experts.Offload(spoilt, runner()).get_quant_method(layer(layer_id=0), "").layer_id == 0
+
+
+def test_a_draft_whose_experts_were_not_converted_is_sglangs(experts, repacked, drafting):
+    assert experts.Offload(repacked, drafting).resident
+
+
 def test_a_pipeline_stage_may_have_no_experts(experts, repacked):
     experts.Offload(repacked, runner(pp_size=2)).finish(torch.nn.Sequential())
 
@@ -222,11 +250,7 @@ def test_a_model_without_any_layer_is_noticed(experts, repacked):
         experts.Offload(repacked, runner()).finish(torch.nn.Sequential())
 
 
-def test_serving_modes_of_a_later_version_are_refused(experts, repacked, monkeypatch):
-    drafting = runner()
-    drafting.is_draft_worker = True
-    with pytest.raises(CompatError, match="drafting"):
-        experts.Offload(repacked, drafting)
+def test_switched_off_is_refused(experts, repacked, monkeypatch):
     monkeypatch.setenv("LVLLM_MOE_NUMA_ENABLED", "0")
     with pytest.raises(CompatError, match="--no-hybrid"):
         experts.Offload(repacked, runner())

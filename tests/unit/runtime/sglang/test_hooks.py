@@ -34,6 +34,13 @@ def test_an_ordinary_directory_is_loaded_as_ever(checkpoint):
     assert [call.model for call in calls] == ["model"]
 
 
+def test_a_draft_of_resident_experts_is_loaded_as_ever(sglang_import, repacked, monkeypatch):
+    experts = sglang_import("lsg.runtime.sglang.experts")
+    monkeypatch.setattr(experts, "Offload", lambda directory, given: SimpleNamespace(resident=True))
+    loaded = hooks.around_load_model(lambda given: (given.model, hooks._offload), runner(repacked))
+    assert loaded == ("model", None)
+
+
 def test_outside_of_our_models_layers_are_built_as_ever():
     layer = Layer()
     hooks.around_fused_moe_init(
