@@ -49,6 +49,8 @@ class Steps:
 def steps(events: Events, layers: int, tokens: int) -> Steps:
     """Uninterrupted runs of `layers` events of `tokens` tokens, from the first layer to the last."""
     empty = np.empty(0)
+    if len(events) == 0:
+        return Steps(empty, empty)
     starts = np.flatnonzero((events["layer"] == events["layer"].min()) & (events["tokens"] == tokens))
     starts = starts[starts + layers <= len(events)]
     whole = [

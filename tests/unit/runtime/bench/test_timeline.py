@@ -1,0 +1,98 @@
+"""GPU and engine on one line of time: what counts as work, and what is idle."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from lsg import LsgError
+from lsg.runtime.bench import timeline
+from lsg.runtime.bench.engine_trace import EVENT
+
+BASE_NS = 1_700_000_000_000_000_000
+
+
+def kernel(name, ts, dur, cat="kernel", stream=7):
+    return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "args": {"stream": stream}}
+
+
+# Attention, the wait for the engine, a copy on another stream that begins before the wait is over.
+GPU = [
+    kernel("attention", 0.0, 10.0),
+    kernel("lsg_receive", 10.0, 30.0),
+    kernel("copy", 35.0, 10.0, "gpu_memcpy", 8),
+    kernel("norm", 45.0, 5.0),
+]
+NOISE = [
+    {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 1.0, "dur": 2.0},
+    {"ph": "i", "cat": "kernel", "name": "mark", "ts": 1.0},
+]
+
+
+@pytest.fixture(params=["trace.json", "trace.json.gz"])
+def profile(request, tmp_path):
+    """A torch profile, plain or packed."""
+    path = tmp_path / request.param
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt") as file:
+        json.dump({"baseTimeNanoseconds": BASE_NS, "traceEvents": GPU + NOISE}, file)
+    return path
+
+
+def engine(*spans):
+    """Engine events from (begin, end) in µs after BASE_NS."""
+    rows = [(BASE_NS + 1000 * begin, BASE_NS + 1000 * end, n, 1) for n, (begin, end) in enumerate(spans)]
+    return np.array(rows, EVENT)
+
+
+def test_both_are_on_one_clock(profile):
+    trace = timeline.merge(timeline.gpu_events(profile), engine((12, 30), (46, 50), (49, 60)))
+    named = {event["name"]: event for event in trace["traceEvents"]}
+    # The last one ends after the GPU was last seen.
+    assert set(named) == {
+        "attention",
+        "lsg_receive",
+        "copy",
+        "norm",
+        "layer 0, 1 tokens",
+        "layer 1, 1 tokens",
+    }
+    # Microseconds since 1970 in a double are good to a quarter.
+    assert named["layer 0, 1 tokens"]["ts"] == pytest.approx(12, abs=0.5)
+    assert named["layer 0, 1 tokens"]["dur"] == pytest.approx(18, abs=0.5)
+    assert named["attention"]["ts"] == 0
+    assert named["copy"]["tid"] == "stream 8"
+    json.dumps(trace)
+
+
+def test_waiting_for_the_engine_is_no_work(profile):
+    trace = timeline.merge(timeline.gpu_events(profile), engine())
+    assert timeline.spans(trace, timeline.GPU_PID) == [(0.0, 10.0), (35.0, 50.0)]
+
+
+def test_idle_shares():
+    def event(pid, begin, end, name="x"):
+        return {"pid": pid, "ts": begin, "dur": end - begin, "name": name}
+
+    gpu, own = timeline.GPU_PID, timeline.ENGINE_PID
+    events = [event(own, 10, 30), event(own, 60, 110)]
+    events += [event(gpu, 0, 20), event(gpu, 40, 50), event(gpu, 50, 60), event(gpu, 100, 200)]
+    shares = timeline.idle_shares({"traceEvents": events})
+    # Of 10 … 110: the engine works 70; the GPU 10 … 20, 40 … 60 and 100 … 110; neither in 30 … 40.
+    assert shares == pytest.approx({"gpu": 0.6, "engine": 0.3, "both": 0.1})
+
+
+def test_nothing_seen_is_an_error(profile):
+    with pytest.raises(LsgError, match="no work on the GPU"):
+        timeline.merge([], engine((1, 2)))
+    trace = timeline.merge(timeline.gpu_events(profile), engine())
+    with pytest.raises(LsgError, match="the engine computed nothing"):
+        timeline.idle_shares(trace)
+
+
+def test_the_picture(profile, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
+    trace = timeline.merge(timeline.gpu_events(profile), engine((12, 30)))
+    timeline.draw(trace, tmp_path / "timeline.png")
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
