@@ -125,6 +125,13 @@ PINS: Final = (
         "adds attention for a CPU",
         exact=True,
     ),
+    Pin(
+        "srt/layers/attention/base_attn_backend.py",
+        "AttentionBackend.forward",
+        ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+        "overridden: attention for a CPU",
+        exact=True,
+    ),
     *(
         Pin(
             "srt/layers/attention/torch_native_backend.py",

@@ -26,7 +26,7 @@ class TorchAttention(TorchNativeAttnBackend):  # type: ignore[misc]
     _new: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     _sinks: torch.Tensor | None = None
 
-    def forward_extend(
+    def forward(
         self,
         q: torch.Tensor,
         k: torch.Tensor | None,
@@ -36,24 +36,9 @@ class TorchAttention(TorchNativeAttnBackend):  # type: ignore[misc]
         sinks: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Attention of new tokens; arguments as in the base class."""
+        """Attention of new tokens, a prompt's or one of each request; arguments as in the base class."""
         self._layer, self._new, self._sinks = layer, (k, v), sinks
-        out: torch.Tensor = super().forward_extend(q, k, v, layer, *args, **kwargs)
-        return out
-
-    def forward_decode(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: Any,
-        *args: Any,
-        sinks: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Attention of one new token a request; arguments as in the base class."""
-        self._layer, self._new, self._sinks = layer, (None, None), sinks
-        out: torch.Tensor = super().forward_decode(q, k, v, layer, *args, **kwargs)
+        out: torch.Tensor = super().forward(q, k, v, layer, *args, **kwargs)
         return out
 
     def _run_sdpa_forward_extend(
