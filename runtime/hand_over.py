@@ -4,6 +4,7 @@ Invariant: nothing is allocated or waited for while a stream captures. Pinned me
 then, because sglang runs every batch it is about to capture first without a graph.
 """
 
+import atexit
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -39,6 +40,12 @@ class HandOver:
             target=_watch, args=(self._core, on_failure), name="lsg-watch", daemon=True
         )
         self._watch.start()
+        # The driver takes its memory back when the process ends, and nobody may look at it by then.
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        torch.cuda.synchronize()
+        self._core.close()
 
     def reserve(self, tokens: int, hidden_size: int, top_k: int) -> None:
         """Pin memory for a batch that may be captured next."""

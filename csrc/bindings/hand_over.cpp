@@ -64,7 +64,8 @@ void BindHandOver(py::module_& module) {
           py::arg("topk_ids"), py::arg("topk_weights"), py::arg("out"), py::arg("tokens"),
           py::arg("top_k"), py::arg("hidden_size"), py::arg("dtype"))
       .def("wait_for_failure", &HandOver::WaitForFailure, py::call_guard<py::gil_scoped_release>())
-      .def("stop", &HandOver::Stop, py::call_guard<py::gil_scoped_release>());
+      .def("stop", &HandOver::Stop, py::call_guard<py::gil_scoped_release>())
+      .def("close", &HandOver::Close, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace lsg

@@ -53,12 +53,13 @@ HandOver::Pinned::Pinned(const CudaDriver& driver_in, int64_t bytes) : driver(dr
   driver.Check(driver.mem_host_alloc(&host, static_cast<size_t>(std::max<int64_t>(bytes, 64)),
                                      kCuMemHostAllocPortable | kCuMemHostAllocDeviceMap),
                "pin memory for the experts' inputs and outputs");
-  driver.Check(driver.mem_host_get_device_pointer(&device, host, 0), "map pinned memory");
+  const CuResult mapped = driver.mem_host_get_device_pointer(&device, host, 0);
+  // What a constructor throws out of, no destructor frees.
+  if (mapped != 0) driver.mem_free_host(host);
+  driver.Check(mapped, "map pinned memory");
 }
 
-HandOver::Pinned::~Pinned() {
-  if (host != nullptr) driver.mem_free_host(host);
-}
+HandOver::Pinned::~Pinned() { driver.mem_free_host(host); }
 
 HandOver::Buffers::Buffers(const CudaDriver& driver, int64_t hidden_bytes_in, int64_t entries_in)
     : hidden_bytes(hidden_bytes_in),
@@ -75,9 +76,11 @@ HandOver::HandOver(Compute compute, const HandOverOptions& options)
   Reserve(options.hidden_bytes, options.entries);
   if (options_.way == Way::kHostFunc) return;
   if (options_.way == Way::kKernels) {
-    driver_.Check(driver_.module_load_data(&module_, kHandOverPtx), "compile lsg's kernels");
-    driver_.Check(driver_.module_get_function(&send_, module_, kSendKernel), "find lsg_send");
-    driver_.Check(driver_.module_get_function(&receive_, module_, kReceiveKernel),
+    CuModule module;
+    driver_.Check(driver_.module_load_data(&module, kHandOverPtx), "compile lsg's kernels");
+    module_ = {module, driver_.module_unload};
+    driver_.Check(driver_.module_get_function(&send_, module, kSendKernel), "find lsg_send");
+    driver_.Check(driver_.module_get_function(&receive_, module, kReceiveKernel),
                   "find lsg_receive");
   }
   dispatcher_ = std::jthread([this](const std::stop_token& stop) { Dispatch(stop); });
@@ -93,10 +96,7 @@ HandOver::HandOver(Compute compute, const HandOverOptions& options)
   }
 }
 
-HandOver::~HandOver() {
-  Stop();
-  if (module_ != nullptr) driver_.module_unload(module_);
-}
+HandOver::~HandOver() { Close(); }
 
 void HandOver::Stop() {
   {
@@ -106,12 +106,18 @@ void HandOver::Stop() {
   failure_changed_.notify_all();
 }
 
+void HandOver::Close() {
+  Stop();
+  dispatcher_ = {};
+}
+
 void HandOver::Reserve(int64_t hidden_bytes, int64_t entries) {
   if (!buffers_.empty()) {
     const Buffers& now = *buffers_.back();
     if (hidden_bytes <= now.hidden_bytes && entries <= now.entries) return;
-    hidden_bytes = std::max(hidden_bytes, now.hidden_bytes);
-    entries = std::max(entries, now.entries);
+    // The old ones stay, for graphs that refer to them: twice as large at least, they are few.
+    hidden_bytes = std::max(hidden_bytes, 2 * now.hidden_bytes);
+    entries = std::max(entries, 2 * now.entries);
   }
   buffers_.push_back(std::make_unique<Buffers>(driver_, hidden_bytes, entries));
 }
@@ -129,8 +135,9 @@ void HandOver::Submit(CuStream stream, int layer, const GpuBatch& batch) {
   const int64_t entries = int64_t{batch.tokens} * batch.top_k;
   if (batch.tokens * row > buffers.hidden_bytes || entries > buffers.entries) {
     throw Error("a batch of " + std::to_string(batch.tokens) +
-                " tokens is to be captured, but no batch as large "
-                "was computed before; pinned memory cannot be had during a capture");
+                " tokens is to be captured, but no batch as large was computed before, and "
+                "memory cannot be pinned during a capture; capture smaller batches "
+                "(--cuda-graph-bs-decode)");
   }
   const auto [number, job] =
       Remember({this, &buffers, layer, batch.tokens, batch.top_k, batch.hidden_size, batch.dtype});

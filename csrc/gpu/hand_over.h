@@ -50,7 +50,7 @@ class HandOver {
 
   // Needs a current CUDA context. Throws CompatError without a driver, Error when it fails.
   HandOver(Compute compute, const HandOverOptions& options);
-  // All that was submitted has run, and no graph is replayed any more.
+  // Closes.
   ~HandOver();
 
   // Makes the pinned buffers at least this large; those of earlier Submits stay as they are. Not
@@ -64,6 +64,9 @@ class HandOver {
   std::optional<std::string> WaitForFailure();
   // Lets WaitForFailure return, and answers the GPU of a failed computation at once.
   void Stop();
+  // Stops, and ends the dispatcher: all that was submitted has run, and no graph is replayed any
+  // more.
+  void Close();
 
   Way way() const { return options_.way; }
 
@@ -101,7 +104,7 @@ class HandOver {
   const Compute compute_;
   const HandOverOptions options_;
   const CudaDriver driver_;
-  CuModule module_ = nullptr;
+  std::unique_ptr<void, CuResult (*)(CuModule)> module_{nullptr, nullptr};
   CuFunction send_ = nullptr, receive_ = nullptr;
   std::unique_ptr<Pinned> flags_memory_;
   Flags* flags_ = nullptr;

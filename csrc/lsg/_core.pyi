@@ -443,6 +443,8 @@ class HandOver:
         """Wait until a computation has failed and return its error, or None after stop. Releases the GIL."""
     def stop(self) -> None:
         """End the waiting."""
+    def close(self) -> None:
+        """Stop, and end the thread that answers the GPU, which must be idle. Nothing is submitted after."""
 
 class Instruction(enum.Enum):
     """What kernels spend their time in: a register width, or a tile. MADDUBS sums in 16 bits eight times."""

@@ -198,6 +198,25 @@ def test_stopping_ends_the_watch(hand_over):
     assert told == [None]
 
 
+def test_closing_ends_the_answers_and_the_watch(hand_over, engine, stream):
+    batch = Batch(2)
+    batch.submit_all(hand_over, stream)
+    assert stream.wait()
+    hand_over.close()
+    assert hand_over.wait_for_failure() is None
+    hand_over.close()
+    batch.check(engine)
+
+
+def test_buffers_grow_by_factors(hand_over, driver):
+    """Each prompt a little longer than the last: the old buffers stay, so there must be few."""
+    before = driver.FakePinned()
+    for tokens in range(5, 513):
+        hand_over.reserve(tokens=tokens, hidden_size=HIDDEN, top_k=TOP_K)
+    # From 4 to 512 tokens: 8, 16 … 512, four pieces of memory each.
+    assert driver.FakePinned() - before == 4 * 7
+
+
 def test_pinned_memory_that_cannot_be_had(engine, library, driver, way):
     driver.FakeFailNextAllocation()
     with pytest.raises(LsgError, match=r"pin memory .*made to fail"):
