@@ -63,7 +63,8 @@ convert() {
     tar xJf .peers/kt.txz -C /tmp
     peer=(--kt-convert /tmp/ktransformers)
   fi
-  python3 benchmarks/convert.py --scratch "${SCRATCH:-/tmp/lsg-convert}" --copy "$out" "${peer[@]}"
+  # shellcheck disable=SC2086 # CONVERT holds options
+  python3 benchmarks/convert.py --scratch "${SCRATCH:-/tmp/lsg-convert}" --copy "$out" "${peer[@]}" ${CONVERT:-}
 }
 
 machine="$(python3 -c 'from lsg.runtime.bench.machine import name; print(name())')"
@@ -73,7 +74,7 @@ parallel() {
   timeout -k 5 "${WAYS_SECONDS:-240}" python3 tests/integration/gpu_parallel.py --out "$out/parallel.json" ||
     echo "ways: failed or killed ($?)"
   wait
-  for size in 1 2; do
+  for size in ${TP_SIZES:-1 2}; do
     # Plain NCCL, as in gpu_parallel.py.
     timeout -k 5 "${DECODE_SECONDS:-150}" python3 -m lsg.cli bench serve "$model" --batch 1 --batch 4 --batch 16 \
       --json "$out/decode-tp$size.json" --tp-size "$size" --cuda-graph-bs-decode 1 4 16 --skip-server-warmup \

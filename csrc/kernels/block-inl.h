@@ -49,45 +49,44 @@ struct GroupScales {
   alignas(64) float scale[kRun][kBlockN];
   alignas(64) float zero_point[kRun][kBlockN];
 
-  // Of groups `group` … `group + count - 1`. `factor`, a power of two, is what the codes are off
-  // by.
-  void Load(const Panel& panel, int block, int group, int count, float factor = 1.0f) {
+  // Of groups `first` … `first + count - 1`, counted through all blocks. `factor`, a power of two,
+  // is what the codes are off by.
+  void Load(const Panel& panel, int64_t first, int count, float factor = 1.0f) {
     switch (panel.scale_dtype) {
       case ScaleDtype::kF32:
-        return Read<4>(panel, block, group, count, factor,
+        return Read<4>(panel, first, count, factor,
                        [](const uint8_t* p) { return Simd::FromBits(Simd::LoadBits(p)); });
       case ScaleDtype::kF16:
-        return Read<2>(panel, block, group, count, factor,
+        return Read<2>(panel, first, count, factor,
                        [](const uint8_t* p) { return Simd::LoadF16(p); });
       case ScaleDtype::kBf16:
-        return Read<2>(panel, block, group, count, factor, [](const uint8_t* p) {
+        return Read<2>(panel, first, count, factor, [](const uint8_t* p) {
           return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(p)));
         });
       case ScaleDtype::kFp8E4m3:
-        return Read<1>(panel, block, group, count, factor,
+        return Read<1>(panel, first, count, factor,
                        [](const uint8_t* p) { return FromE4m3(Simd::LoadU8(p)); });
       case ScaleDtype::kE8m0:
         // 2^(code - 127); 2^-127 (code 0) reads as 0.
-        return Read<1>(panel, block, group, count, factor, [](const uint8_t* p) {
+        return Read<1>(panel, first, count, factor, [](const uint8_t* p) {
           return Simd::FromBits(Simd::ShiftLeft<23>(Simd::LoadU8(p)));
         });
       case ScaleDtype::kNone:
-        return Read<0>(panel, block, group, count, factor,
+        return Read<0>(panel, first, count, factor,
                        [](const uint8_t*) { return Simd::Set1(1.0f); });
     }
   }
 
   // Codes are stored with an offset: their zero point plus `shift`, or `otherwise` in panels
   // without.
-  void LoadZeroPoints(const Panel& panel, int block, int group, int count, float shift,
-                      float otherwise) {
+  void LoadZeroPoints(const Panel& panel, int64_t first, int count, float shift, float otherwise) {
     if (panel.zero_points == nullptr) {
       for (int g = 0; g < count; ++g) {
         for (float& offset : zero_point[g]) offset = otherwise;
       }
       return;
     }
-    const uint8_t* from = At(panel, panel.zero_points, 1, block, group);
+    const uint8_t* from = panel.zero_points + first * (kBlockN / panel.scale_rows);
     for (int g = 0; g < count; ++g) {
       for (int n = 0; n < kBlockN; n += Simd::kLanes) {
         const Simd::F value = panel.scale_rows == 1
@@ -100,16 +99,9 @@ struct GroupScales {
   }
 
  private:
-  static const uint8_t* At(const Panel& panel, const uint8_t* section, int bytes, int block,
-                           int group) {
-    return section +
-           (int64_t{block} * panel.scale_groups + group) * (kBlockN / panel.scale_rows * bytes);
-  }
-
   template <int kBytes, typename FromCodes>
-  void Read(const Panel& panel, int block, int group, int count, float factor,
-            FromCodes&& from_codes) {
-    const uint8_t* from = At(panel, panel.scales, kBytes, block, group);
+  void Read(const Panel& panel, int64_t first, int count, float factor, FromCodes&& from_codes) {
+    const uint8_t* from = panel.scales + first * (kBlockN / panel.scale_rows * kBytes);
     const Simd::F global[2] = {Simd::Set1(panel.global_scale[0] * factor),
                                Simd::Set1(panel.global_scale[1] * factor)};
     for (int g = 0; g < count; ++g, from += kBlockN / panel.scale_rows * kBytes) {
@@ -141,10 +133,11 @@ struct GroupScales {
   }
 };
 
-// Of a tile of inputs, the first of its scale groups.
+// The first scale group of a block's tile of inputs, counted through all blocks.
 template <int kGroups>
-int FirstGroup(const Panel& panel, int k_tile) {
-  return kGroups > 1 ? k_tile * kGroups : k_tile / panel.tiles_per_scale;
+int64_t GroupOf(const Panel& panel, int block, int k_tile) {
+  const int group = kGroups > 1 ? k_tile * kGroups : k_tile / panel.tiles_per_scale;
+  return int64_t{block} * panel.scale_groups + group;
 }
 
 // The codes of a tile of a block's inputs: four tiles of 16 outputs, the next inputs' behind them.
@@ -153,36 +146,29 @@ inline const uint8_t* CodesAt(const Panel& panel, int bits, int block, int k_til
                            static_cast<int64_t>(TileBytes(bits));
 }
 
-// The scales that the tiles of a panel meet, one tile after the other along the inputs.
-// kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
+// The scales that a panel's tiles meet, in the order of the codes: block by block, each along its
+// inputs. kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
 template <int kGroups>
 class ScaleWalk {
  public:
-  // `factor` and the zero points' `shift` as in GroupScales; `otherwise`: the offset of codes
-  // without zero points.
+  // `factor`, `shift` and `otherwise` are those of GroupScales.
   ScaleWalk(const Panel& panel, float factor, float shift, float otherwise)
       : panel_(panel), factor_(factor), shift_(shift) {
-    if (panel.zero_points == nullptr) run_.LoadZeroPoints(panel, 0, 0, kRun, shift, otherwise);
+    if (panel.zero_points == nullptr) run_.LoadZeroPoints(panel, 0, kRun, shift, otherwise);
   }
 
-  // To the tile before the first of a block.
-  void Begin(int block) {
-    block_ = block;
-    group_ = -kGroups;
-    tiles_left_ = 0;
-  }
+  // To the tile before the next block's first.
+  void BeginBlock() { tiles_left_ = 0; }
 
   void Next() {
     if (kGroups == 1 && --tiles_left_ > 0) return;
     tiles_left_ = panel_.tiles_per_scale;
     group_ += kGroups;
     if (group_ % kRun != 0) return;
-    const int left = panel_.scale_groups - group_;
+    const int left = panel_.blocks * panel_.scale_groups - group_;
     const int count = left < kRun ? left : kRun;
-    run_.Load(panel_, block_, group_, count, factor_);
-    if (panel_.zero_points != nullptr) {
-      run_.LoadZeroPoints(panel_, block_, group_, count, shift_, 0.0f);
-    }
+    run_.Load(panel_, group_, count, factor_);
+    if (panel_.zero_points != nullptr) run_.LoadZeroPoints(panel_, group_, count, shift_, 0.0f);
   }
 
   // Of the tile's group `g`, [64].
@@ -193,7 +179,7 @@ class ScaleWalk {
   static constexpr int kRun = 8;
   const Panel& panel_;
   const float factor_, shift_;
-  int block_ = 0, group_ = 0, tiles_left_ = 0;
+  int group_ = -kGroups, tiles_left_ = 0;
   GroupScales<kRun> run_;
 };
 

@@ -129,7 +129,7 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
   ScaleWalk<kGroups> scales(panel, 1.0f, 0.0f, Weight::kDefaultZeroPoint);
   for (int block = 0; block < panel.blocks; ++block) {
     sums.Begin(panel, block, y, accumulate);
-    scales.Begin(block);
+    scales.BeginBlock();
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       if constexpr (Weight::kScaled) scales.Next();
       for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {

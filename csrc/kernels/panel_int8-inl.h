@@ -111,7 +111,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
                             Weight::kDefaultZeroPoint);
   for (int block = 0; block < panel.blocks; ++block) {
     sums.Begin(panel, block, y, accumulate);
-    scales.Begin(block);
+    scales.BeginBlock();
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       scales.Next();
       Simd::F x_scale[M], minus_sum[M][kGroups];

@@ -208,10 +208,10 @@ void UnpackBf16(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
   auto* out = reinterpret_cast<Bf16Weights*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
     if constexpr (Format::kScaled) {
-      const int group = FirstGroup<1>(panel, k);
-      out->scales.Load(panel, block, group, 1);
+      const int64_t group = GroupOf<1>(panel, block, k);
+      out->scales.Load(panel, group, 1);
       if constexpr (Format::kBits == 4) {
-        out->scales.LoadZeroPoints(panel, block, group, 1, 0.0f, 8.0f);
+        out->scales.LoadZeroPoints(panel, group, 1, 0.0f, 8.0f);
       }
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {

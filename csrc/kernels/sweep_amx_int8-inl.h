@@ -31,11 +31,10 @@ void UnpackAmxInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8
   auto* out = reinterpret_cast<AmxInt8Weights<kGroups>*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
     out->zero_points = zero_points;
-    const int group = FirstGroup<kGroups>(panel, k);
-    out->scales.Load(panel, block, group, kGroups, Weight::kScale);
+    const int64_t group = GroupOf<kGroups>(panel, block, k);
+    out->scales.Load(panel, group, kGroups, Weight::kScale);
     if (zero_points) {
-      out->scales.LoadZeroPoints(panel, block, group, kGroups, Weight::kZeroPointShift - offset,
-                                 0.0f);
+      out->scales.LoadZeroPoints(panel, group, kGroups, Weight::kZeroPointShift - offset, 0.0f);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
       if (panel.whole) PrefetchTile(codes, kTileBytes);

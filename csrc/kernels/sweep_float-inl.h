@@ -34,10 +34,10 @@ void UnpackFloat(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t
   auto* out = reinterpret_cast<FloatWeights<kGroups>*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
     if constexpr (Weight::kScaled) {
-      const int group = FirstGroup<kGroups>(panel, k);
-      out->scales.Load(panel, block, group, kGroups);
+      const int64_t group = GroupOf<kGroups>(panel, block, k);
+      out->scales.Load(panel, group, kGroups);
       if constexpr (Weight::kZeroPoints) {
-        out->scales.LoadZeroPoints(panel, block, group, kGroups, 0.0f, Weight::kDefaultZeroPoint);
+        out->scales.LoadZeroPoints(panel, group, kGroups, 0.0f, Weight::kDefaultZeroPoint);
       }
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {

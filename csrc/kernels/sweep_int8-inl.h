@@ -48,10 +48,10 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
   const uint8_t* codes = CodesAt(panel, Weight::kBits, block, k_tile);
   auto* out = reinterpret_cast<Int8Weights<kGroups>*>(weights);
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
-    const int group = FirstGroup<kGroups>(panel, k);
-    out->scales.Load(panel, block, group, kGroups, Weight::kScale);
+    const int64_t group = GroupOf<kGroups>(panel, block, k);
+    out->scales.Load(panel, group, kGroups, Weight::kScale);
     if constexpr (Weight::kOffset) {
-      out->scales.LoadZeroPoints(panel, block, group, kGroups, Weight::kZeroPointShift,
+      out->scales.LoadZeroPoints(panel, group, kGroups, Weight::kZeroPointShift,
                                  Weight::kDefaultZeroPoint);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
