@@ -107,7 +107,7 @@ void MoeEngine::CollectInputs(const MoeLayer& layer, const uint32_t* order,
                               const RoutedToken* routed, const PackedRows& x) const {
   const SweepKernels& sweep = layer.gate_up_sweep();
   const int k_tiles = layer.in_stride() / kTileK;
-  if (order == nullptr && !layer.spec().gate_up().k_permutation) {
+  if (order == nullptr) {
     for (int r = 0; r < x.rows; ++r) {
       sweep.CopyRow(HiddenRow(layer, routed[r].token), 0, x, r, k_tiles);
     }
@@ -133,6 +133,7 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
   const int64_t row_bytes = sweep.RowBytes(k_tiles);
   const int max_rows = SweepRows(row_bytes, expert.end - expert.begin);
   const SweepScratch scratch(int64_t{kSweepTiles} * sweep.weight_bytes, max_rows * row_bytes);
+  const int64_t tile_bytes = layer.GateUpTileBytes();
   const int block_rows = layer.gated() ? kBlockN / 2 : kBlockN;
   const int first_unit = layer.UnitsOf(node).begin;
   for (int begin = expert.begin; begin < expert.end; begin += max_rows) {
@@ -146,7 +147,6 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
       for (int block = 0; block < panel.blocks; ++block) {
         FillRows(scratch.sums, rows,
                  panel.bias == nullptr ? nullptr : panel.bias + block * kBlockN);
-        const int64_t tile_bytes = layer.GateUpTileBytes();
         const uint8_t* codes = panel.codes + block * k_tiles * tile_bytes;
         for (int k = 0; k < k_tiles; k += kSweepTiles) {
           const int tiles = std::min(kSweepTiles, k_tiles - k);
