@@ -108,3 +108,30 @@ def proof(result: dict[str, Any]) -> str:
         "start, s",
     ]
     return table(what, head, rows)
+
+
+def parallel(result: dict[str, Any]) -> str:
+    """Every way to spread over two processes, and decode rates of tensor parallelism."""
+    rows = []
+    for way, found in result["ways"].items():
+        if "refused" in found:
+            rows.append([way, f"refused: {found['refused'].partition(': ')[2]}", "", ""])
+            continue
+        same = f"{found['same_tokens']} of {found['prompts']}"
+        rows.append([way, same, f"{100 * found['deviation_of_bound']:.0f} %", f"{found['sigmas']:.2f}"])
+    shape = result["shape"]
+    what = (
+        f"{result['where']}; a random BF16 Qwen3-MoE of {shape['layers']} layers, float activations. Each "
+        "way's answers against transformers in float32: the largest deviation of a log-probability, of what "
+        "rounding to bf16 explains, and all of them, root mean square, in standard deviations of it."
+    )
+    text = table(what, ["two processes", "same tokens", "largest deviation", "standard deviations"], rows)
+    if "decode" not in result:
+        return text
+    one, two = (result["decode"][size]["runs"] for size in ("1", "2"))
+    rates = [
+        [str(single["batch"]), *(f"{run['tokens_per_s']:.0f}" for run in (single, double))]
+        for single, double in zip(one, two, strict=True)
+    ]
+    what = "Decode of Qwen3-30B-A3B's shape, int4, all experts on the CPU, all-reduce by NCCL; tokens/s:"
+    return text + "\n" + table(what, ["batch", "one process", "two tensor-parallel ones"], rates)

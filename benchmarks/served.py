@@ -191,6 +191,8 @@ def _prove(model: str, form: str) -> dict[str, Any]:
     except BaseException as error:
         traceback.print_exc()
         return _failed(_where(error))
+    if not verdict.sharp:
+        return _failed("its answers prove nothing: rounding would hide a wrong expert")
     return {"state": "served" if verdict.good else "wrong"} | asdict(verdict)
 
 
@@ -208,7 +210,7 @@ def _words(case: dict[str, Any]) -> str:
         return f"not served: {case['reason']}"
     return (
         f"{case['state']}: {case['positions']} positions, deviation {case['deviation']:.1e} of at most "
-        f"{case['bound']:.1e}, {case['sigmas']:.2f} standard deviations; wrong experts {case['wrong']:.1f}"
+        f"{case['bound']:.1e}; standard deviations {case['sigmas']:.2f}, {case['wrong']:.0f} when wrong"
     )
 
 

@@ -48,6 +48,7 @@ EXPERT_PARALLEL = (
     "{where}: no expert parallelism; lsg splits every expert between the processes of --tp-size, so that all "
     "of them read equally much whichever experts are chosen; leave --ep-size out"
 )
+RUNNER_OPTION = "--moe-runner-backend"
 PREFILL_GRAPH_OPTIONS = ("--cuda-graph-backend-prefill", "--enforce-piecewise-cuda-graph")
 
 
@@ -207,6 +208,9 @@ def _gpu_arguments(arguments: Sequence[str]) -> list[str]:
             raise CompatError(msg)
     # Fused, a shared expert would be one of the routed ones; apart, the GPU computes it meanwhile.
     added = ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion"]
+    if option(arguments, (RUNNER_OPTION,)) is None:
+        # Of several forms of routing this runner's is the plain one; for gpt-oss sglang chooses another.
+        added += [RUNNER_OPTION, "triton"]
     if option(arguments, DECODE_GRAPH_OPTIONS) is None:
         added += ["--cuda-graph-bs-decode", *map(str, DECODE_GRAPH_SIZES)]
     return added

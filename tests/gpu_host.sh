@@ -11,7 +11,7 @@
 #   hand_over  what each way between a CUDA graph and the engine costs
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
 #   draft      drafting with a model's own last layer, about three minutes
-#   served     every model family, many at a time, within SERVED_SECONDS; FORMATS: how many formats of each
+#   served     every model family, many at a time, within SERVED_SECONDS; SERVED holds options of benchmarks/served.py
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
 #   parallel   two GPUs: every way to spread, and decode with one and with two tensor-parallel processes
 #
@@ -77,10 +77,17 @@ parallel() {
   for size in ${TP_SIZES:-1 2}; do
     # Plain NCCL, as in gpu_parallel.py.
     timeout -k 5 "${DECODE_SECONDS:-150}" python3 -m lsg.cli bench serve "$model" --batch 1 --batch 4 --batch 16 \
-      --json "$out/decode-tp$size.json" --tp-size "$size" --cuda-graph-bs-decode 1 4 16 --skip-server-warmup \
+      --json "$out/tensor-parallel-$size.json" --tp-size "$size" --cuda-graph-bs-decode 1 4 16 --skip-server-warmup \
       --disable-custom-all-reduce --enforce-disable-flashinfer-allreduce-fusion "${on_a_gpu[@]}" ||
       echo "tensor parallel $size: failed or killed ($?)"
   done
+  python3 - "$out" <<'PY'
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[1])
+whole = json.loads((out / "parallel.json").read_text())
+whole["decode"] = {n: json.loads((out / f"tensor-parallel-{n}.json").read_text()) for n in (1, 2)}
+(out / "parallel.json").write_text(json.dumps(whole, indent=1) + "\n")
+PY
 }
 
 for what in "$@"; do
@@ -101,7 +108,8 @@ for what in "$@"; do
       timeout -k 5 "${DRAFT_SECONDS:-240}" python3 tests/integration/gpu_draft.py --out "$out/gpu_draft.json" ||
         echo "draft: failed or killed ($?)" ;;
     served)
-      python3 benchmarks/served.py --jobs "$(($(nproc) * 3 / 4))" --formats "${FORMATS:-9}" --timeout 150 \
+      # shellcheck disable=SC2086
+      python3 benchmarks/served.py ${SERVED:-} --jobs "$(($(nproc) * 3 / 4))" --timeout 150 \
         --limit "${SERVED_SECONDS:-300}" --logs /tmp/served --out "$out/served_gpu.json" || true
       tar czf "$out/served_logs.tgz" -C /tmp served ;;
     decode) decode ;;

@@ -167,7 +167,7 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
         if TopKOutputChecker.format_is_bypassed(topk):
             topk = topk.to_standard(layer_id=self.layer_id)
         if not TopKOutputChecker.format_is_standard(topk):
-            msg = f"{self._where}: routing comes as {type(topk).__name__}; leave --moe-runner-backend at auto"
+            msg = f"{self._where}: routing comes as {type(topk).__name__}; choose --moe-runner-backend triton"
             raise CompatError(msg)
         if self._engine is None:
             msg = f"{self._where}: asked to compute before its experts were mapped"

@@ -32,6 +32,8 @@ class Servable:
     dtype: str = "float32"
     # Why sglang cannot serve it on a CPU, whatever computes the experts.
     not_on_a_cpu: str = ""
+    # What it needs on a GPU instead of Triton's attention in a graph.
+    on_a_gpu: tuple[str, ...] = ()
 
     def config(self, family: Family) -> dict[str, Any]:
         """The whole config.json, without its quantisation."""
@@ -91,7 +93,8 @@ _DEEPSEEK: Final = {
 _LATENT: Final = {
     "head_dim": 32,
     "q_lora_rank": 64,
-    "kv_lora_rank": 64,
+    # With the rotated part one of the two sizes that sglang's kernels for a GPU take.
+    "kv_lora_rank": 256,
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
@@ -257,6 +260,8 @@ MODELS: Final[Mapping[str, Servable]] = {
     "MiniMax-M2.1": Servable(
         text={
             "rotary_dim": 32,
+            # The same for transformers.
+            "partial_rotary_factor": 0.5,
             "scoring_func": "sigmoid",
             "use_routing_bias": True,
             "use_qk_norm": True,
@@ -322,6 +327,7 @@ MODELS: Final[Mapping[str, Servable]] = {
         layers=4,
         moe_layers=(1, 3),
         not_on_a_cpu="sglang's Mamba-2 kernels are Triton's",
+        on_a_gpu=("--attention-backend", "torch_native", "--disable-decode-cuda-graph"),
     ),
 }
 

@@ -11,6 +11,10 @@ from lsg.runtime.settings import Settings
 from lsg.runtime.sglang.cpu_standins import DIRECTORY
 
 DIR = Path("/models/x")
+ADDED = [
+    *("--disable-prefill-cuda-graph", "--disable-shared-experts-fusion"),
+    *("--moe-runner-backend", "triton"),
+]
 HOST = machines.host([16])
 
 
@@ -65,8 +69,7 @@ def test_what_the_user_says_about_the_cpu_path_stands():
 def test_offloaded_experts_on_a_gpu_decode_in_graphs():
     started = plan("--port", "1", model=Model)
     sizes = [str(size) for size in launch.DECODE_GRAPH_SIZES]
-    switches = ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion"]
-    assert started.argv[5:] == [*switches, "--cuda-graph-bs-decode", *sizes, "--port", "1"]
+    assert started.argv[5:] == [*ADDED, "--cuda-graph-bs-decode", *sizes, "--port", "1"]
     assert started.threads == 12
     assert started.environ["LSG_ACTIVATIONS"] == "int8"
     assert started.environ["OMP_NUM_THREADS"] == "4"
@@ -84,7 +87,13 @@ def test_offloaded_experts_on_a_gpu_decode_in_graphs():
 )
 def test_sizes_that_the_user_names_stand(arguments):
     argv = plan(*arguments, model=Model).argv
-    assert argv[5:] == ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion", *arguments]
+    assert argv[5:] == [*ADDED, *arguments]
+
+
+def test_a_runner_that_the_user_names_stands():
+    argv = plan("--moe-runner-backend=cutlass", model=Model).argv
+    assert "triton" not in argv
+    assert argv[-1] == "--moe-runner-backend=cutlass"
 
 
 @pytest.mark.parametrize(
