@@ -84,7 +84,7 @@ def _convert(result: dict[str, Any]) -> str:
             [
                 name + (f" (start: {start['median']:.1f} s)" if start else ""),
                 *(rate(found) if found else "" for found in rates),
-                f"{run['cpu_seconds_per_gb']['median']:.2f}" if "cpu_seconds_per_gb" in run else "",
+                f"{run['cpu_seconds_per_gb']['median']:.2f}",
                 f"{written / 1e9:.2f}",
                 percent(written, limits["disk write"]["median"]),
                 f"{run['peak_rss_bytes'] / 2**20:.0f}",
@@ -99,8 +99,7 @@ def _convert(result: dict[str, Any]) -> str:
         f"Checkpoint: {result['source_bytes'] / 1e9:.1f} GB in BF16, hidden size {shape['hidden']}, "
         f"intermediate size {shape['intermediate']}, {shape['experts']} experts a layer; in the page cache. "
         f"The whole command, {result['start_seconds']['median']:.2f} s of start included. In pure arithmetic "
-        f"{threads} threads do {result.get('arithmetic_of_threads', {'median': 0})['median']:.1f} times what "
-        "one does."
+        f"{threads} threads do {result['arithmetic_of_threads']['median']:.1f} times what one does."
     )
     return section(result["machine"], what, head, rows)
 
