@@ -126,12 +126,12 @@ def parallel(result: dict[str, Any]) -> str:
         "rounding to bf16 explains, and all of them, root mean square, in standard deviations of it."
     )
     text = table(what, ["two processes", "same tokens", "largest deviation", "standard deviations"], rows)
-    if "decode" not in result:
+    sizes = result.get("decode", {})
+    if not sizes:
         return text
-    one, two = (result["decode"][size]["runs"] for size in ("1", "2"))
     rates = [
-        [str(single["batch"]), *(f"{run['tokens_per_s']:.0f}" for run in (single, double))]
-        for single, double in zip(one, two, strict=True)
+        [str(runs[0]["batch"]), *(f"{run['tokens_per_s']:.0f}" for run in runs)]
+        for runs in zip(*(found["runs"] for found in sizes.values()), strict=True)
     ]
     what = "Decode of Qwen3-30B-A3B's shape, int4, all experts on the CPU, all-reduce by NCCL; tokens/s:"
-    return text + "\n" + table(what, ["batch", "one process", "two tensor-parallel ones"], rates)
+    return text + "\n" + table(what, ["batch", *(f"`--tp-size {size}`" for size in sizes)], rates)

@@ -71,8 +71,10 @@ machine="$(python3 -c 'from lsg.runtime.bench.machine import name; print(name())
 
 parallel() {
   make_model &
-  timeout -k 5 "${WAYS_SECONDS:-240}" python3 tests/integration/gpu_parallel.py --out "$out/parallel.json" ||
+  timeout -k 5 "${WAYS_SECONDS:-240}" python3 tests/integration/gpu_parallel.py --out /tmp/parallel/parallel.json ||
     echo "ways: failed or killed ($?)"
+  cp /tmp/parallel/parallel.json "$out"
+  tar czf "$out/parallel_logs.tgz" -C /tmp parallel
   wait
   for size in ${TP_SIZES:-1 2}; do
     # Plain NCCL, as in gpu_parallel.py.
@@ -85,7 +87,8 @@ parallel() {
 import json, pathlib, sys
 out = pathlib.Path(sys.argv[1])
 whole = json.loads((out / "parallel.json").read_text())
-whole["decode"] = {n: json.loads((out / f"tensor-parallel-{n}.json").read_text()) for n in (1, 2)}
+files = {n: out / f"tensor-parallel-{n}.json" for n in (1, 2)}
+whole["decode"] = {n: json.loads(file.read_text()) for n, file in files.items() if file.is_file()}
 (out / "parallel.json").write_text(json.dumps(whole, indent=1) + "\n")
 PY
 }

@@ -8,6 +8,7 @@ to bf16 explains was derived before (noise.py). Runs on a CPU too, where some wa
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -88,8 +89,11 @@ def ask(
             # Twice: replicas take turns.
             answers = [(case, ask_one(server, case)) for case in [*cases, *cases]]
     except (RuntimeError, OSError) as error:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if "lsg" in line]
-        return {"refused": (lines or str(error).splitlines())[-1].replace(str(directory), "MODEL")}
+        lines = log.read_text(errors="replace").splitlines()
+        ours = [line for line in lines if line.startswith("lsg")]
+        theirs = [line for line in lines if re.match(r"\w*Error\b", line)]
+        said = ours[-1:] if ours and not theirs else theirs[:1] or [str(error)]
+        return {"refused": said[0].replace(str(directory), "MODEL")}
     ratios = [(rows - case.log_probs).abs() / case.bound for case, (_, rows) in answers]
     sigmas = torch.cat([(rows - case.log_probs).abs() / case.spread for case, (_, rows) in answers])
     return {
