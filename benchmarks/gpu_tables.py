@@ -133,5 +133,8 @@ def parallel(result: dict[str, Any]) -> str:
         [str(runs[0]["batch"]), *(f"{run['tokens_per_s']:.0f}" for run in runs)]
         for runs in zip(*(found["runs"] for found in sizes.values()), strict=True)
     ]
-    what = "Decode of Qwen3-30B-A3B's shape, int4, all experts on the CPU, all-reduce by NCCL; tokens/s:"
+    what = (
+        "Decode on 2 × H200 with 32 Xeon cores, Qwen3-30B-A3B's shape, int4, all experts on the CPU, "
+        "all-reduce by NCCL; tokens/s:"
+    )
     return text + "\n" + table(what, ["batch", *(f"`--tp-size {size}`" for size in sizes)], rates)
