@@ -72,16 +72,21 @@ def numa(result: dict[str, Any]) -> str:
         pages = f"{row['pages_right']} of {row['pages_total']}" if row["pages_total"] else ""
         threads = f"{row['threads_right']} of {row['threads_total']}" if row["threads_total"] else ""
         equal = {None: "", True: "yes", False: "no"}[row["result_equal"]]
+        error = row["prompt_error"]
+        prompt = "" if error is None else f"{100 * error:.1f} %"
         outcome = "; ".join(row["faults"]) or row["note"] or "as it should be"
         scenario = NUMA_SCENARIOS[row["scenario"]]
-        rows.append([row["machine"], scenario, pages, threads, equal, f"{row['seconds']:.0f}", outcome])
+        rows.append(
+            [row["machine"], scenario, pages, threads, equal, prompt, f"{row['seconds']:.0f}", outcome]
+        )
     what = (
         f"{result['qemu']}, software emulation, Linux {result['kernel']}; the wheel of commit "
         f"{result['commit']}, {result['model']}. Pages: those of 4 KiB of the experts that are on the node "
         "they belong to, after the computation. Threads: pinned as planned, and last seen there. Same bits: "
-        "the results are those of the machine with one node."
+        "the results are those of the machine with one node. Prompt: how far the results of 200 tokens are from "
+        "the sum in float64, as a share of what rounding allows."
     )
-    head = ["machine", "tried", "pages", "threads", "same bits", "s", "outcome"]
+    head = ["machine", "tried", "pages", "threads", "same bits", "prompt", "s", "outcome"]
     return table(what, head, rows)
 
 

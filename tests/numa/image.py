@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
-PROGRAMS = ("guest.py", "scenarios.py", "observe.py", "readers.py")
+PROGRAMS = ("guest.py", "scenarios.py", "batches.py", "observe.py", "readers.py")
 GUEST = "/guest"
 SITE = f"{GUEST}/site"
 MODEL = f"{GUEST}/model"

@@ -3,11 +3,15 @@
 Invariant: what is right follows from the machine as it was made, and from the first machine's results.
 """
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from numa.machines import Machine
+from numa.rounding import Expected
 
 # Of the pages of each node's unit range.
 RIGHT_SHARE = 0.999
@@ -16,7 +20,11 @@ PAGE = 4096
 
 @dataclass
 class Row:
-    """One scenario in one machine. pages_right of pages_total: on their node."""
+    """One scenario in one machine.
+
+    pages_right of pages_total: on their node. result_equal: bit for bit. prompt_error: of a long prompt's
+    results, as a share of what rounding allows.
+    """
 
     machine: str
     scenario: str
@@ -26,18 +34,30 @@ class Row:
     threads_right: int = 0
     threads_total: int = 0
     result_equal: bool | None = None
+    prompt_error: float | None = None
     seconds: float = 0.0
     note: str = ""
     faults: list[str] = field(default_factory=list)
 
 
-def judge(machine: Machine, reports: Sequence[dict[str, Any]], reference: Sequence[str]) -> list[Row]:
-    """A row for every scenario of the machine. reference: digests of the first machine's first load."""
+def judge(
+    machine: Machine, reports: Sequence[dict[str, Any]], reference: Sequence[str], prompt: Expected
+) -> list[Row]:
+    """A row for every scenario of the machine.
+
+    reference: digests of the first machine's first load. prompt: what long prompts should give.
+    """
     by_name = {report["scenario"]: report for report in reports}
-    return [_judge(machine, name, by_name.get(name), reference) for name in machine.scenarios]
+    return [_judge(machine, name, by_name.get(name), reference, prompt) for name in machine.scenarios]
 
 
-def _judge(machine: Machine, name: str, report: dict[str, Any] | None, reference: Sequence[str]) -> Row:
+def _judge(
+    machine: Machine,
+    name: str,
+    report: dict[str, Any] | None,
+    reference: Sequence[str],
+    prompt: Expected,
+) -> Row:
     row = Row(machine.name, name, seconds=(report or {}).get("seconds", 0.0))
     if report is None:
         row.faults.append("gave no report; see the console's log")
@@ -53,13 +73,23 @@ def _judge(machine: Machine, name: str, report: dict[str, Any] | None, reference
     elif kind == "short" and not argument.endswith("-spill"):
         _judge_refusal(report, row)
     else:
-        _judge_load(machine, name, report, reference, row)
+        _judge_load(machine, name, report, row)
+        _check_results(report, reference, prompt, row)
     return row
 
 
-def _judge_load(
-    machine: Machine, name: str, report: dict[str, Any], reference: Sequence[str], row: Row
-) -> None:
+def _check_results(report: dict[str, Any], reference: Sequence[str], prompt: Expected, row: Row) -> None:
+    row.result_equal = report["digests"] == list(reference)
+    if not row.result_equal:
+        row.faults.append(f"results {report['digests']}, on one node {list(reference)}")
+    found = np.frombuffer(base64.b64decode(report["prompt"]), np.float32)
+    row.prompt_error = prompt.worst(found.reshape(prompt.value.shape))
+    # NaN is no good either.
+    if not row.prompt_error <= 1:
+        row.faults.append(f"a long prompt is off by {row.prompt_error:.3g} times what rounding allows")
+
+
+def _judge_load(machine: Machine, name: str, report: dict[str, Any], row: Row) -> None:
     confined = name.startswith("cpuset")
     spilled = name.startswith("short")
     homes = [report["node"]] if confined else machine.working_nodes()
@@ -69,9 +99,6 @@ def _judge_load(
     if name.startswith("restart") and report["read_bytes"]:
         row.faults.append(f"a restart read {report['read_bytes']} bytes from the disk")
     row.nodes = len(homes)
-    row.result_equal = report["digests"] == list(reference)
-    if not row.result_equal:
-        row.faults.append(f"results {report['digests']}, on one node {list(reference)}")
     for node, counts in report["pages"].items():
         right, total = counts.get(node, 0), sum(counts.values())
         row.pages_right += right

@@ -16,9 +16,11 @@ import click
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
 
+from numa import batches  # noqa: E402
 from numa.image import build  # noqa: E402
 from numa.machines import MACHINES, Machine, command  # noqa: E402
 from numa.report import Row, judge  # noqa: E402
+from numa.rounding import expected  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "numa.json"
 # Programs and the Debian packages that have them.
@@ -62,6 +64,7 @@ def main(wheel: Path, kernel: Path | None, names: tuple[str, ...], scratch: Path
     image = scratch / "disk.img"
     model = _make_model(scratch)
     build(image, archive, model)
+    prompt = expected(model, *batches.PROMPT)
     rows: list[Row] = []
     reference: list[str] = []
     for machine in MACHINES:
@@ -70,7 +73,7 @@ def main(wheel: Path, kernel: Path | None, names: tuple[str, ...], scratch: Path
             continue
         reports = _boot(machine, kernel, image, scratch)
         reference = reference or next((report["digests"] for report in reports if "digests" in report), [])
-        rows += judge(machine, reports, reference)
+        rows += judge(machine, reports, reference, prompt)
         _show(rows[-len(machine.scenarios) :])
     if not names:
         model_bytes = sum(file.stat().st_size for file in model.glob("experts/*.lsgb"))
@@ -135,11 +138,11 @@ def _show(rows: list[Row]) -> None:
         pages = f"{row.pages_right}/{row.pages_total} pages" if row.pages_total else ""
         threads = f"{row.threads_right}/{row.threads_total} threads" if row.threads_total else ""
         same = "same bits" if row.result_equal else ""
+        prompt = "" if row.prompt_error is None else f"{100 * row.prompt_error:.1f} % of rounding"
         verdict = "WRONG" if row.faults else "right"
         click.echo(
             f"{row.machine:22} {row.scenario:17} {verdict} {pages:>19} {threads:>13} {same:9} "
-            f"{row.seconds:4.0f} s"
-            f"{row.seconds:4.0f} s"
+            f"{prompt:16} {row.seconds:4.0f} s"
         )
         for line in [*row.faults, *filter(None, [row.note])]:
             click.echo(f"    {line}")

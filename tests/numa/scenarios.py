@@ -4,6 +4,7 @@ Invariant: a scenario computes and observes, it does not judge: only the host kn
 (report.py).
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import batches
 import numpy as np
 import observe
 import readers
@@ -22,9 +24,6 @@ from lsg import LsgError, _core, manifest
 from lsg.runtime import host, load, load_plan, placement
 
 MODEL = Path("/guest/model")
-# A token; a few; the 128 that the engine computes in one pass, most of them for no expert. Of longer prompts
-# each node sums its own units first: the same within rounding only.
-BATCHES = ((1, 1.0), (5, 1.0), (128, 0.1))
 HUGE_PAGE = 2 << 20
 
 
@@ -72,24 +71,25 @@ def path_of(layer):
     return MODEL / manifest.DIRECTORY / layer.file
 
 
-def compute(model, batches=BATCHES):
+def compute(model, sizes=batches.SIZES):
     """A digest of all layers' outputs for each batch."""
     top_k = manifest.load(MODEL).top_k
     digests = []
-    for tokens, share in batches:
-        rng = np.random.default_rng(tokens)
+    for tokens, share in sizes:
         digest = hashlib.sha256()
         for layer, handle in zip(model.layers, model.loaded.handles, strict=True):
-            hidden = rng.normal(size=(tokens, layer.hidden_size)).astype(np.float32)
-            order = np.argsort(rng.random((tokens, layer.num_experts)))[:, :top_k]
-            ids = np.where(rng.random((tokens, 1)) < share, order, -1).astype(np.int32)
-            weights = rng.uniform(0.1, 1, ids.shape).astype(np.float32)
-            out = np.full_like(hidden, np.nan)
-            addresses = [array.ctypes.data for array in (hidden, ids, weights, out)]
-            model.engine.forward(handle, *addresses, tokens=tokens, top_k=top_k, dtype="f32")
-            digest.update(out.tobytes())
+            digest.update(batches.make(layer, tokens, share, top_k).forward(model.engine, handle).tobytes())
         digests.append(digest.hexdigest()[:16])
     return digests
+
+
+def compute_prompt(model):
+    """Of every layer's output for a long prompt, what is compared: float32 in base64."""
+    sampled = b""
+    for layer, handle in zip(model.layers, model.loaded.handles, strict=True):
+        batch = batches.make(layer, *batches.PROMPT, manifest.load(MODEL).top_k)
+        sampled += batch.sample(batch.forward(model.engine, handle)).tobytes()
+    return base64.b64encode(sampled).decode()
 
 
 def find(model, mode):
@@ -165,6 +165,7 @@ def serve(mode, *, bind="core", spill=False):
     """Load, compute, look."""
     model = open_model(mode, bind=bind, spill=spill)
     digests = compute(model)
+    prompt = compute_prompt(model)
     threads = observe.tasks()
     return {
         "mode": model.loaded.choice.mode,
@@ -175,6 +176,7 @@ def serve(mode, *, bind="core", spill=False):
         "ranges": model.ranges,
         "workers": [asdict(threads[worker]) for worker in sorted(model.workers)],
         "digests": digests,
+        "prompt": prompt,
         "load_seconds": round(model.loaded.seconds, 3),
         "read_bytes": model.read_bytes,
         # After the forward passes: what was right at first must stay so.
@@ -230,7 +232,8 @@ def reading(argument):
     """Which thread reads each block of the experts first, told by page faults."""
     model = open_model("huge")
     units, homes = find(model, "huge")
-    faults = readers.first_readers([(m.begin, m.end) for m in homes], lambda: compute(model, BATCHES[:2]))
+    where = [(mapping.begin, mapping.end) for mapping in homes]
+    faults = readers.first_readers(where, lambda: compute(model, batches.SIZES[:2]))
     threads = observe.tasks()
     node_of = {cpu: node.index for node in host.observe().topology.nodes for cpu in node.cpus}
     by_node = Counter()

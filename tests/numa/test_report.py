@@ -1,19 +1,30 @@
 """The judge finds what is wrong: one report that is right, and one change for each way to be wrong."""
 
+import base64
 import copy
 
+import numpy as np
 import pytest
 
 from numa.machines import Machine, Node
 from numa.report import judge
+from numa.rounding import Expected
 
 MACHINE = Machine("two", (Node(2, 512), Node(2, 512)), ("serve:map",))
+PROMPT = Expected(np.array([[1.0, 2.0]]), np.array([[0.5, 0.25]]))
+
+
+def encoded(*values):
+    return base64.b64encode(np.array(values, np.float32)).decode()
+
+
 REPORT = {
     "scenario": "serve:map",
     "teams": [{"node": 0, "cpus": [[0], [1]], "cores": 2}, {"node": 1, "cpus": [[2], [3]], "cores": 2}],
     "ranges": [[[0, 0, 11], [1, 11, 21]]],
     "workers": [{"allowed": [cpu], "last": cpu} for cpu in range(4)],
     "digests": ["abc"],
+    "prompt": encoded(1.25, 2.0),
     "read_bytes": 0,
     "pages": {"0": {"0": 9999, "1": 1}, "1": {"1": 10000}},
     "numa_maps": {"0": 10001, "1": 10004},
@@ -23,14 +34,15 @@ REPORT = {
 
 
 def faults(report, machine=MACHINE):
-    [row] = judge(machine, [report], ["abc"])
+    [row] = judge(machine, [report], ["abc"], PROMPT)
     return row.faults
 
 
 def test_a_right_report_is_right():
-    [row] = judge(MACHINE, [REPORT], ["abc"])
+    [row] = judge(MACHINE, [REPORT], ["abc"], PROMPT)
     assert row.faults == []
     assert (row.pages_right, row.pages_total, row.threads_right, row.threads_total) == (19999, 20000, 4, 4)
+    assert (row.result_equal, row.prompt_error) == (True, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +54,8 @@ def test_a_right_report_is_right():
         (("numa_maps",), {"0": 10001, "1": 9000}, "numa_maps"),
         (("engine_says", "right"), 20000 * 4096, "own survey"),
         (("digests",), ["abd"], "on one node"),
+        (("prompt",), encoded(1.0, 2.5), "off by 2 times"),
+        (("prompt",), encoded(1.0, np.nan), "off by nan times"),
         (("workers", 2), {"allowed": [2], "last": 0}, "no worker is pinned to [[2]]"),
         (("workers", 2), {"allowed": [1], "last": 1}, "no worker is pinned to [[2]]"),
         (("teams", 1, "cpus"), [[0], [3]], "on CPUs [0] of other nodes"),
@@ -60,7 +74,7 @@ def test_every_wrong_is_found(path, value, sentence):
 
 
 def test_silence_and_failure_are_wrong():
-    [row] = judge(MACHINE, [], ["abc"])
+    [row] = judge(MACHINE, [], ["abc"], PROMPT)
     assert "no report" in row.faults[0]
     assert faults({"scenario": "serve:map", "error": "exit code 1"}) == ["exit code 1"]
 
