@@ -8,11 +8,9 @@ a moment before, as on hardware, and is over before that is taken away; a load i
 of its own, with a limit of its own.
 """
 
-import mmap
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -21,18 +19,13 @@ from typing import Any
 import click
 import machine
 import numpy as np
-import numpy.typing as npt
+from load_limits import NEW_MEMORY_S, disk_seconds, drop, new_memory_rate, write_memory
 
 from lsg._core import Engine, LayerFile, LayerSpec, read_bandwidth
 from lsg.runtime.bench.shapes import SHAPES, layer_spec
 from lsg.runtime.bench.synthetic import LayerWriter
 from lsg.runtime.load_plan import found
 
-READERS = 4
-REQUEST_BYTES = 4 << 20
-HUGE_PAGE_BYTES = 2 << 20
-# Linux reports free memory to the hypervisor every two seconds.
-NEW_MEMORY_S = 4.0
 SHAPE = SHAPES["A"]
 
 
@@ -125,15 +118,17 @@ class Case:
         engine = Engine(threads=os.cpu_count() or 1)
         handles = [engine.add_layer(str(path), load=self._mode, defer=True) for path in self._paths]
         before = anonymous_bytes()
-        if self._small:
-            drop(self._paths)
-            cache_in_small_pages(self._paths)
-        elif not self.new_memory:
-            cache(self._paths)
-        if self.cold:
+        if self.cold or self._small:
             drop(self._paths)
         if self.new_memory:
             time.sleep(NEW_MEMORY_S)
+        elif self.cold:
+            # Twice, because the kernel need not give back just what was freed last.
+            write_memory(2 * sum(path.stat().st_size for path in self._paths))
+        elif self._small:
+            cache_in_small_pages(self._paths)
+        else:
+            cache(self._paths)
         polls = count()
 
         def look(_: list[tuple[int, int, int]]) -> None:
@@ -180,14 +175,6 @@ def layer_files(scratch: Path, spec: LayerSpec, nbytes: float) -> Iterator[list[
             file.unlink(missing_ok=True)
 
 
-def drop(files: list[Path]) -> None:
-    """Take the files out of the page cache."""
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def cache(files: list[Path]) -> None:
     """Bring the files into the page cache as a server that maps them does."""
     engine = Engine(threads=1)
@@ -203,49 +190,6 @@ def cache_in_small_pages(files: list[Path]) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             while opened.read(1 << 20):
                 pass
-
-
-def disk_seconds(files: list[Path]) -> float:
-    """Time to read the files once past the page cache, each in order, several requests at a time."""
-    drop(files)
-    requests = iter([(file, at) for file in files for at in range(0, file.stat().st_size, REQUEST_BYTES)])
-    opened = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in files}
-
-    def read() -> None:
-        buffer = memoryview(huge_pages(REQUEST_BYTES))
-        buffer[:] = bytes(REQUEST_BYTES)
-        for file, at in requests:
-            os.preadv(opened[file], [buffer], at)
-
-    began = time.perf_counter()
-    with ThreadPoolExecutor(READERS) as pool:
-        for future in [pool.submit(read) for _ in range(READERS)]:
-            future.result()
-    took = time.perf_counter() - began
-    for descriptor in opened.values():
-        os.close(descriptor)
-    return took
-
-
-def new_memory_rate(nbytes: int) -> float:
-    """Bytes a second that the threads can write into 2 MiB pages that had been free for long."""
-    time.sleep(NEW_MEMORY_S)
-    threads = os.cpu_count() or 1
-    part = nbytes // threads // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-    parts = huge_pages(threads * part).view(np.uint64).reshape(threads, -1)
-    began = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda each: each.fill(1), parts))
-    return threads * part / (time.perf_counter() - began)
-
-
-def huge_pages(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Anonymous memory that begins with a page of 2 MiB and has no other, if there are any."""
-    buffer = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    buffer.madvise(mmap.MADV_HUGEPAGE)
-    array = np.frombuffer(buffer, np.uint8)
-    skipped = -array.ctypes.data % HUGE_PAGE_BYTES
-    return array[skipped : skipped + nbytes]
 
 
 def decode_rate(engine: Engine, handles: list[int], spec: LayerSpec, seconds: float) -> float:

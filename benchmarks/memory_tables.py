@@ -4,6 +4,12 @@ from typing import Any
 
 from markdown import percent, rate, section, table
 
+RESTART_BYTES = 16e9
+RESTARTS = {
+    "map, files in the page cache": "2 MiB",
+    "map, files in the page cache in 4 KiB pages": "4 KiB",
+}
+
 
 def doctor(text: str) -> str:
     """What `lsg doctor` says about a machine."""
@@ -29,11 +35,16 @@ def load(result: dict[str, Any]) -> str:
     rows += [[f"limit: {name}", "", rate(limit), "", "", "", ""] for name, limit in limits.items()]
     head = ["`--load`", "time", "GB/s", "of its limit", "peak memory", "in 2 MiB pages", "decode, GB/s"]
     shape = result["shape"]
+    restarts = " and ".join(
+        f"{RESTART_BYTES / result['runs'][name]['bytes_per_s']['median']:.2g} s in {pages} pages"
+        for name, pages in RESTARTS.items()
+    )
     what = (
         f"{shape['layers']} layers of {shape['model']}'s shape, {shape['format']}, "
         f"{shape['bytes'] / 1e9:.1f} GB, of which {shape['cold_bytes'] / 1e9:.1f} GB cold. New memory "
         "was free for so long that a hypervisor has taken it away and must find some again; else it was in "
-        "use just before. Peak memory: experts and page cache together, of the files' size."
+        "use just before. Peak memory: experts and page cache together, of the files' size. At these rates a "
+        f"restart that finds {RESTART_BYTES / 1e9:.0f} GB in the page cache takes {restarts}."
     )
     return section(result["machine"], what, head, rows)
 
@@ -83,8 +94,8 @@ def numa(result: dict[str, Any]) -> str:
         f"{result['qemu']}, software emulation, Linux {result['kernel']}; the wheel of commit "
         f"{result['commit']}, {result['model']}. Pages: those of 4 KiB of the experts that are on the node "
         "they belong to, after the computation. Threads: pinned as planned, and last seen there. Same bits: "
-        "the results are those of the machine with one node. Prompt: how far the results of 200 tokens are from "
-        "the sum in float64, as a share of what rounding allows."
+        "the results are those of the machine with one node. Prompt: how far the results of 200 tokens are "
+        "from the sum in float64, as a share of what rounding allows."
     )
     head = ["machine", "tried", "pages", "threads", "same bits", "prompt", "s", "outcome"]
     return table(what, head, rows)

@@ -16,7 +16,7 @@
 
 namespace lsg {
 
-Arena::Arena(uint64_t bytes, const std::vector<int>& nodes)
+Arena::Arena(uint64_t bytes, int node)
     : bytes_(AlignUp(bytes, kHugePageBytes)), reserved_bytes_(bytes_ + 2 * kHugePageBytes) {
   // The reservation leaves room to align, and at least a page on each side that stays inaccessible.
   reserved_ = mmap(nullptr, reserved_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -30,7 +30,7 @@ Arena::Arena(uint64_t bytes, const std::vector<int>& nodes)
                         reason + "); see ulimit -v and /proc/sys/vm/overcommit_memory");
   }
   madvise(data_, bytes_, MADV_HUGEPAGE);
-  BindMemory(data_, bytes_, nodes);
+  BindMemory(data_, bytes_, node);
 }
 
 Arena::~Arena() { munmap(reserved_, reserved_bytes_); }

@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 namespace lsg {
 
@@ -14,9 +13,9 @@ inline constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
 
 class Arena {
  public:
-  // Reserves `bytes`; pages come from `nodes` (node_policy.h) when they are first written. Throws
+  // Reserves `bytes`; pages come from `node` (or kAnyNode) when they are first written. Throws
   // CapacityError when the address space or the kernel's commit limit has no room for them.
-  Arena(uint64_t bytes, const std::vector<int>& nodes);
+  Arena(uint64_t bytes, int node);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   ~Arena();

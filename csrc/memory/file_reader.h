@@ -19,10 +19,10 @@ class FileReader {
   FileReader& operator=(const FileReader&) = delete;
   ~FileReader();
 
-  // Fills `out` from `offset` and leaves nothing of it in the page cache. Offset, size and address
-  // are multiples of 4096. Past the page cache
-  // where the file system allows it (O_DIRECT), unless `cached` says that the bytes are in it. Safe
-  // to call from several threads. Throws FormatError when the file is shorter or cannot be read.
+  // Fills `out` from `offset` and leaves nothing of it in the page cache. Reads past the page cache
+  // where the file system allows it (O_DIRECT), unless `cached` says that the bytes are in it.
+  // Offset, size and address are multiples of 4096. Safe to call from several threads. Throws
+  // FormatError when the file is shorter or cannot be read.
   void Read(uint64_t offset, std::span<std::byte> out, bool cached) const;
 
   // Brings exactly [offset, offset + bytes) into the page cache; nothing is read ahead.

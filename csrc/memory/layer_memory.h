@@ -35,9 +35,8 @@ struct LayerPart {
 
 class LayerMemory {
  public:
-  // `units`: ranges in order, without gaps; a last end of -1 means the
-  // file's last unit. Throws FormatError for a file that is not valid, and
-  // Error for ranges that are not in it.
+  // `units`: ranges in order, without gaps; a last end of -1 means the file's last unit. Throws
+  // FormatError for a file that is not valid, and Error for ranges that are not in it.
   LayerMemory(const std::string& path, LoadMode mode, std::vector<NodeUnits> units);
 
   const std::string& path() const { return path_; }

@@ -8,10 +8,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "base/align.h"
+#include "base/error.h"
 #include "memory/file_reader.h"
 #include "memory/map_reader.h"
 #include "memory/node_policy.h"
@@ -80,7 +83,7 @@ class Load {
     }
     for (auto& [number, node] : nodes_) {
       if (node.huge_bytes > 0) {
-        node.arena = std::make_shared<Arena>(node.huge_bytes, std::vector<int>{number});
+        node.arena = std::make_shared<Arena>(node.huge_bytes, number);
       }
     }
     for (const auto& source : sources_) Plan(*source);
@@ -192,6 +195,10 @@ class Load {
         poll(Progress());
         lock.lock();
       }
+    } catch (const std::system_error& refused) {
+      stop_ = true;
+      throw CapacityError(std::string("cannot start threads that load experts (") + refused.what() +
+                          "); see ulimit -u");
     } catch (...) {
       stop_ = true;
       throw;

@@ -3,10 +3,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <climits>
 #include <fstream>
 #include <string>
+#include <vector>
 
 namespace lsg {
 namespace {
@@ -15,10 +15,9 @@ namespace {
 constexpr int kPolicyBind = 2;
 constexpr size_t kMaskBits = sizeof(unsigned long) * CHAR_BIT;
 
-std::vector<unsigned long> Mask(const std::vector<int>& nodes) {
-  const size_t highest = static_cast<size_t>(*std::max_element(nodes.begin(), nodes.end()));
-  std::vector<unsigned long> mask(highest / kMaskBits + 1);
-  for (const int node : nodes) mask[node / kMaskBits] |= 1UL << (node % kMaskBits);
+std::vector<unsigned long> Mask(int node) {
+  std::vector<unsigned long> mask(node / kMaskBits + 1);
+  mask.back() = 1UL << (node % kMaskBits);
   return mask;
 }
 
@@ -45,9 +44,9 @@ cpu_set_t CpusOfNode(int node, const cpu_set_t& allowed) {
 
 }  // namespace
 
-bool BindMemory(void* data, size_t bytes, const std::vector<int>& nodes) {
-  if (nodes.empty() || nodes.front() == kAnyNode) return true;
-  const auto mask = Mask(nodes);
+bool BindMemory(void* data, size_t bytes, int node) {
+  if (node == kAnyNode) return true;
+  const auto mask = Mask(node);
   return syscall(SYS_mbind, data, bytes, kPolicyBind, mask.data(), MaskBits(mask), 0) == 0;
 }
 
@@ -60,7 +59,7 @@ bool ThreadBinder::Bind(int node) const {
   const cpu_set_t cpus = CpusOfNode(node, allowed_);
   const bool pinned =
       sched_setaffinity(0, sizeof cpus, CPU_COUNT(&cpus) > 0 ? &cpus : &allowed_) == 0;
-  const auto mask = Mask({node});
+  const auto mask = Mask(node);
   return syscall(SYS_set_mempolicy, kPolicyBind, mask.data(), MaskBits(mask)) == 0 && pinned;
 }
 

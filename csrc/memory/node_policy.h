@@ -7,16 +7,15 @@
 #include <sched.h>
 
 #include <cstddef>
-#include <vector>
 
 namespace lsg {
 
 // Stands for "any node": nothing is asked of the kernel.
 inline constexpr int kAnyNode = -1;
 
-// Pages of [data, data + bytes) that do not exist yet come from `nodes`, the nearest to the thread
-// that touches them first, and from nowhere else. False when the kernel refuses to be asked.
-bool BindMemory(void* data, size_t bytes, const std::vector<int>& nodes);
+// Pages of [data, data + bytes) that do not exist yet come from `node` and from nowhere else. False
+// when the kernel refuses to be asked.
+bool BindMemory(void* data, size_t bytes, int node);
 
 // Binds threads to one node after another.
 class ThreadBinder {

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def script(layer: Path, body: str) -> subprocess.Popen[str]:
             ones = np.ones((5, 64), np.float32)
             return forward(engine, handle, ones, np.zeros((5, 1), np.int32), ones[:, :1].copy())
     """
-    text = textwrap.dedent(start) + textwrap.dedent(body)
+    start = textwrap.dedent(start)
+    text = f"{start}\nstart = {start!r}\n" + textwrap.dedent(body)
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
 
 
@@ -73,6 +75,45 @@ def test_a_forked_child_is_told_and_can_make_its_own(layer: Path):
     assert code == 0
     assert "made before a fork" in out
     assert out.endswith("7\n")
+
+
+def test_a_spawned_child_makes_its_own_while_the_parent_computes(layer: Path):
+    code, out = finished(
+        script(
+            layer,
+            """
+            import multiprocessing
+            engine, handle = make()
+            def work():
+                while True:
+                    compute(engine, handle)
+            threading.Thread(target=work, daemon=True).start()
+            made = "print(compute(*make()).tobytes() == bytes.fromhex(sys.argv[-1]), flush=True)"
+            sys.argv.append(compute(engine, handle).tobytes().hex())
+            child = multiprocessing.get_context("spawn").Process(target=exec, args=(start + made, {}))
+            child.start()
+            child.join()
+            sys.exit(child.exitcode)
+            """,
+        )
+    )
+    assert (code, out) == (0, "True\n")
+
+
+@pytest.mark.parametrize("other", [2, 3], ids=["the same workers", "other workers"])
+def test_two_engines_at_once(layer: Path, other: int):
+    ones = np.ones((5, 64), np.float32)
+    ids, weights = np.zeros((5, 1), np.int32), np.ones((5, 1), np.float32)
+
+    def work(threads: int) -> set[bytes]:
+        engine = _core.Engine(threads=threads)
+        handle = engine.add_layer(str(layer))
+        return {forward(engine, handle, ones, ids, weights).tobytes() for _ in range(300)}
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(work, [2, other])
+    assert first == second
+    assert len(first) == 1
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

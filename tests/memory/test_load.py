@@ -1,6 +1,8 @@
 """Both ways to hold a layer give the same bits, and a load that fails leaves nothing behind."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -158,6 +160,32 @@ def test_an_interrupted_load_leaves_nothing(tmp_path: Path, mode: str):
     engine.load()
     handle = engine.add_layer(str(path), load=mode)
     assert handle == 0
+
+
+NO_THREADS = """
+import resource, sys
+from pathlib import Path
+from lsg import CapacityError, _core
+
+engine = _core.Engine(threads=1)
+engine.add_layer(sys.argv[1], defer=True)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+# Less than a thread's stack.
+resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20), resource.RLIM_INFINITY))
+try:
+    engine.load()
+except CapacityError as error:
+    print(error)
+"""
+
+
+def test_threads_that_cannot_be_started_are_a_sentence(tmp_path: Path):
+    make(tmp_path / "layer.lsgb")
+    # A sanitizer's runtime takes more address space than there is.
+    environ = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = [sys.executable, "-c", NO_THREADS, str(tmp_path / "layer.lsgb")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert "cannot start threads that load experts" in done.stdout, done.stderr
 
 
 def test_no_other_mode(tmp_path: Path):

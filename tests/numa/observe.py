@@ -35,11 +35,9 @@ def node_of_pages(address: int, size: int) -> npt.NDArray[np.int32]:
     first = address // PAGE
     pages = np.arange(first, -(-(address + size) // PAGE), dtype=np.uint64) * PAGE
     status = np.full(pages.size, -1, np.int32)
-    where = (ctypes.c_void_p(array.ctypes.data) for array in (pages, status))
-    checked(
-        _libc.syscall(SYS_MOVE_PAGES, 0, ctypes.c_ulong(pages.size), next(where), None, next(where), 0),
-        "move_pages",
-    )
+    count = ctypes.c_ulong(pages.size)
+    asked, told = ctypes.c_void_p(pages.ctypes.data), ctypes.c_void_p(status.ctypes.data)
+    checked(_libc.syscall(SYS_MOVE_PAGES, 0, count, asked, None, told, 0), "move_pages")
     return status
 
 

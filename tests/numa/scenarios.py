@@ -5,6 +5,7 @@ Invariant: a scenario computes and observes, it does not judge: only the host kn
 """
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -60,7 +61,7 @@ def open_model(mode, *, bind="core", spill=False):
         spill=spill,
         rooms=load_plan.rooms_of(machine.topology),
         left_bytes=machine.memory_available_bytes,
-        say=lambda line: sys.stderr.write(f"{line}\n") and None,
+        say=functools.partial(print, file=sys.stderr),
     )
     ranges = [plan.node_ranges(0, count) for count in units]
     read = observe.read_bytes() - already_read
