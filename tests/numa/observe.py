@@ -118,9 +118,14 @@ def tasks() -> dict[int, Task]:
     """The threads of this process by thread id."""
     found = {}
     for directory in Path("/proc/self/task").iterdir():
-        allowed = re.search(r"Cpus_allowed_list:\s*(\S+)", (directory / "status").read_text())
+        try:
+            status, stat = ((directory / name).read_text() for name in ("status", "stat"))
+        except (FileNotFoundError, ProcessLookupError):
+            # A thread that was joined may be listed for another moment.
+            continue
+        allowed = re.search(r"Cpus_allowed_list:\s*(\S+)", status)
         # Fields after the name, which is in brackets and may hold blanks; the 39th of all is the processor.
-        fields = (directory / "stat").read_text().rpartition(")")[2].split()
+        fields = stat.rpartition(")")[2].split()
         found[int(directory.name)] = Task(tuple(parse_list(allowed[1])), int(fields[39 - 3]))
     return found
 
