@@ -83,7 +83,7 @@ def numa(result: dict[str, Any]) -> str:
         pages = f"{row['pages_right']} of {row['pages_total']}" if row["pages_total"] else ""
         threads = f"{row['threads_right']} of {row['threads_total']}" if row["threads_total"] else ""
         equal = {None: "", True: "yes", False: "no"}[row["result_equal"]]
-        error = row["prompt_error"]
+        error = row.get("prompt_error")
         prompt = "" if error is None else f"{100 * error:.1f} %"
         outcome = "; ".join(row["faults"]) or row["note"] or "as it should be"
         scenario = NUMA_SCENARIOS[row["scenario"]]
