@@ -36,6 +36,7 @@ CASES = tuple(case for case in families.CASES if case[0] in servable.MODELS)
 @click.option(
     "--model", "models", multiple=True, type=click.Choice(list(servable.MODELS)), help="Only these."
 )
+@click.option("--update", is_flag=True, help="Take all other cases from benchmarks/results.")
 @click.option("--formats", type=int, help="At most so many formats of a model.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Cases at a time.")
 @click.option("--timeout", type=int, default=300, show_default=True, help="Seconds for one case.")
@@ -44,6 +45,7 @@ CASES = tuple(case for case in families.CASES if case[0] in servable.MODELS)
 @click.option("--out", type=click.Path(path_type=Path), help="Result file; default: benchmarks/results.")
 def main(
     models: tuple[str, ...],
+    update: bool,
     formats: int | None,
     jobs: int,
     timeout: int,
@@ -66,13 +68,26 @@ def main(
         for case in _run_all(context, chosen, jobs, limits, logs or Path(scratch), on_a_cpu=on_a_cpu):
             cases.append(case)
             click.echo(f"{case['model']:24} {case['format']:22} {case['seconds']:5.0f} s  {_words(case)}")
-    cases.sort(key=lambda case: chosen.index((case["model"], case["format"])))
     result = {"commit": machine.describe(1)["commit"], "where": where, "sglang": _release(), "cases": cases}
-    name = "served_cpu.json" if where == "CPU" else "served_gpu.json"
-    out = out or machine.RESULTS / name
+    kept = machine.RESULTS / ("served_cpu.json" if where == "CPU" else "served_gpu.json")
+    if update:
+        cases += _others(json.loads(kept.read_text()), result)
+    cases.sort(key=lambda case: CASES.index((case["model"], case["format"])))
+    out = out or kept
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(any(case["state"] == "wrong" for case in cases))
+
+
+def _others(earlier: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Cases of an earlier run that this one lacks. Raises ClickException if that ran elsewhere."""
+    for key in ("where", "sglang"):
+        if earlier[key] != result[key]:
+            msg = f"--update: the earlier results are of {earlier[key]}, these of {result[key]}"
+            raise click.ClickException(msg)
+    done = {(case["model"], case["format"]) for case in result["cases"]}
+    others = [case for case in earlier["cases"] if (case["model"], case["format"]) not in done]
+    return [{"commit": earlier["commit"]} | case for case in others]
 
 
 def _choose(models: tuple[str, ...], formats: int | None, *, on_a_cpu: bool) -> list[tuple[str, str]]:
@@ -124,8 +139,8 @@ def _run_all(
     while waiting or running:
         while waiting and len(running) < jobs:
             case = waiting.pop(0)
-            reason = servable.MODELS[case[0]].not_on_a_cpu
-            if reason and on_a_cpu:
+            reason = servable.MODELS[case[0]].obstacle(on_a_cpu=on_a_cpu)
+            if reason:
                 yield {
                     "model": case[0],
                     "format": case[1],

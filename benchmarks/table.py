@@ -233,8 +233,9 @@ def _families(result: dict[str, Any]) -> str:
         "brackets: variants."
     )
     for run in result["served"]:
-        count = sum(case["state"] == "served" for case in run["cases"])
-        what += f" {run['where']}, sglang {run['sglang']}: {count} served, commit {run['commit']}."
+        good = [case for case in run["cases"] if case["state"] == "served"]
+        commits = ", ".join(dict.fromkeys(case.get("commit", run["commit"]) for case in good))
+        what += f" {run['where']}, sglang {run['sglang']}: {len(good)} served, commit {commits}."
     head = ["model", *ENCODINGS]
     return table(what, head, [[model, *row] for model, row in rows.items()])
 

@@ -49,6 +49,7 @@ EXPERT_PARALLEL = (
     "of them read equally much whichever experts are chosen; leave --ep-size out"
 )
 RUNNER_OPTION = "--moe-runner-backend"
+DRAFT_RUNNER_OPTION = "--speculative-moe-runner-backend"
 PREFILL_GRAPH_OPTIONS = ("--cuda-graph-backend-prefill", "--enforce-piecewise-cuda-graph")
 
 
@@ -209,8 +210,13 @@ def _gpu_arguments(arguments: Sequence[str]) -> list[str]:
     # Fused, a shared expert would be one of the routed ones; apart, the GPU computes it meanwhile.
     added = ["--disable-prefill-cuda-graph", "--disable-shared-experts-fusion"]
     if option(arguments, (RUNNER_OPTION,)) is None:
-        # Of several forms of routing this runner's is the plain one; for gpt-oss sglang chooses another.
+        # Of several forms of routing this runner's is the plain one; for gpt-oss, and for most models on
+        # Blackwell, sglang chooses another.
         added += [RUNNER_OPTION, "triton"]
+        drafts = option(arguments, ("--speculative-algorithm",)) is not None
+        if drafts and option(arguments, (DRAFT_RUNNER_OPTION,)) is None:
+            # A draft's experts may be sglang's own; they would inherit the model's choice.
+            added += [DRAFT_RUNNER_OPTION, "auto"]
     if option(arguments, DECODE_GRAPH_OPTIONS) is None:
         added += ["--cuda-graph-bs-decode", *map(str, DECODE_GRAPH_SIZES)]
     return added

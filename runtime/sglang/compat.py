@@ -141,6 +141,9 @@ PINS: Final = (
         )
         for phase, more in (("extend", ("extend_seq_lens", "causal")), ("decode", ("is_cross_attn",)))
     ),
+    Pin(
+        f"{_MOE}/utils.py", "get_moe_runner_backend", (), "whose routing the layers are built for", exact=True
+    ),
     Pin(f"{_MOE}/topk.py", "StandardTopKOutput", ("topk_weights", "topk_ids"), "routing"),
     Pin(
         f"{_MOE}/topk.py", "BypassedTopKOutput.to_standard", ("self", "layer_id"), "routing not yet computed"

@@ -16,6 +16,7 @@ import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopKOutputChecker
+from sglang.srt.layers.moe.utils import get_moe_runner_backend
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 
 from lsg import CompatError
@@ -28,6 +29,9 @@ from lsg.runtime.model import RepackedModel, open_model
 
 # On a CPU sglang pads the intermediate size to a multiple of this for every rank, for its own kernels.
 CPU_PADDING: Final = 32
+# Values of --moe-runner-backend, as sglang resolved it, under which a GPU's layers route, pad and scale as
+# these experts do. The last leaves routing to the kernel; sglang insists on it for MXFP8 models.
+PLAIN_RUNNERS: Final = ("auto", "triton", "flashinfer_trtllm")
 
 
 class Offload:
@@ -125,6 +129,10 @@ class OffloadedExperts(FusedMoEMethodBase):  # type: ignore[misc]
         self._scale = 1.0
         if layer.moe_ep_size > 1:
             raise CompatError(EXPERT_PARALLEL.format(where=self._where))
+        runner = get_moe_runner_backend().value
+        if not on_cpu and runner not in PLAIN_RUNNERS:
+            msg = f"{self._where}: no routing for {runner}'s kernels; choose --moe-runner-backend triton"
+            raise CompatError(msg)
         if layer.num_fused_shared_experts:
             msg = f"{self._where}: shared experts among the routed ones; add --disable-shared-experts-fusion"
             raise CompatError(msg)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lsg.runtime import cli, settings
+from lsg.runtime import cli, launch, settings
 from lsg.runtime.sglang import compat
 
 SOURCES = os.environ.get("SGLANG_SOURCES")
@@ -59,3 +59,16 @@ def test_no_option_of_sglang_is_taken_by_lsg_serve(root):
     assert {f"--{place}" for place in places} <= theirs
     ours = {name for parameter in cli.main.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert not (ours | set(settings.LATER_OPTIONS)) & theirs
+
+
+def test_the_runner_that_offloaded_experts_ask_for_can_be_chosen(root):
+    # Newer releases have the choices in a file of their own.
+    files = [root / "srt/server_args.py", *(root / "srt/arg_groups").glob("**/*.py")]
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    choices = next(
+        ast.literal_eval(node.value)
+        for node in nodes
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MOE_RUNNER_BACKEND_CHOICES"
+    )
+    assert {"auto", "triton"} <= set(choices)
+    assert {launch.RUNNER_OPTION, launch.DRAFT_RUNNER_OPTION} <= options(root)

@@ -71,7 +71,10 @@ def _model(
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "embed_tokens" in name:
+            if "embed_tokens" in name and loaded.get_text_config().tie_word_embeddings:
+                # It is the head too, and gemma multiplies its rows by the square root of their length.
+                normal(parameter, 0, 2 / parameter.shape[-1] ** 0.5)
+            elif "embed_tokens" in name:
                 normal(parameter, 0, 1)
             elif parameter.ndim > 1:
                 # Routers and the head choose: their margins should be wide.

@@ -6,6 +6,7 @@ layouts those of `checkpoints.families`; a model is served under its published a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Final
 
 from checkpoints.families.family import Family
@@ -34,6 +35,15 @@ class Servable:
     not_on_a_cpu: str = ""
     # What it needs on a GPU instead of Triton's attention in a graph.
     on_a_gpu: tuple[str, ...] = ()
+    # A module that sglang imports for it there.
+    needs: str = ""
+
+    def obstacle(self, *, on_a_cpu: bool) -> str:
+        """Why sglang cannot serve it here, whatever computes the experts, or nothing."""
+        if on_a_cpu:
+            return self.not_on_a_cpu
+        missing = self.needs and find_spec(self.needs) is None
+        return f"sglang needs {self.needs} for it, which was not installed" if missing else ""
 
     def config(self, family: Family) -> dict[str, Any]:
         """The whole config.json, without its quantisation."""
@@ -252,10 +262,12 @@ MODELS: Final[Mapping[str, Servable]] = {
     "GLM-5": Servable(
         text=_DEEPSEEK | _LATENT | _SPARSE | {"rope_parameters": _NO_SCALING},
         not_on_a_cpu=_NO_SPARSE,
+        needs="deep_gemm",
     ),
     "DeepSeek-V3.2": Servable(
         text=_DEEPSEEK | _LATENT | _SPARSE | {"n_group": 4, "topk_group": 2, "rope_scaling": _YARN},
         not_on_a_cpu=_NO_SPARSE,
+        needs="deep_gemm",
     ),
     "MiniMax-M2.1": Servable(
         text={

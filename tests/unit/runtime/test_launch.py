@@ -90,6 +90,20 @@ def test_sizes_that_the_user_names_stand(arguments):
     assert argv[5:] == [*ADDED, *arguments]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "runner"),
+    [
+        ([], None),
+        (["--speculative-algorithm", "EAGLE"], "auto"),
+        (["--speculative-algorithm=EAGLE", "--speculative-moe-runner-backend=cutlass"], "cutlass"),
+        (["--speculative-algorithm", "EAGLE", "--moe-runner-backend", "auto"], None),
+    ],
+)
+def test_a_drafts_experts_keep_the_runner_that_sglang_chooses(arguments, runner):
+    argv = plan(*arguments, model=Model).argv
+    assert launch.option(argv, ("--speculative-moe-runner-backend",)) == runner
+
+
 def test_a_runner_that_the_user_names_stands():
     argv = plan("--moe-runner-backend=cutlass", model=Model).argv
     assert "triton" not in argv

@@ -101,6 +101,19 @@ def test_layers_that_cannot_be_offloaded(changes, words, experts, model):
         experts.OffloadedExperts(model, layer(**changes), 1, on_cpu=True)
 
 
+@pytest.mark.parametrize(("resolved", "plain"), [("TRITON", True), ("AUTO", True), ("TRITON_KERNELS", False)])
+def test_layers_built_for_kernels_of_sglangs_are_refused(resolved, plain, experts, model, monkeypatch):
+    """On a CPU sglang resolves it all the same, and ignores it."""
+    backends = experts.get_moe_runner_backend().__class__
+    monkeypatch.setattr(experts, "get_moe_runner_backend", lambda: backends[resolved])
+    experts.OffloadedExperts(model, layer(), 1, on_cpu=True)
+    if plain:
+        experts.OffloadedExperts(model, layer(), 1, on_cpu=False)
+        return
+    with pytest.raises(CompatError, match=r"layer 1: .* triton_kernel.* choose --moe-runner-backend triton"):
+        experts.OffloadedExperts(model, layer(), 1, on_cpu=False)
+
+
 @pytest.mark.parametrize(
     ("geometry", "name"),
     [((5, 64, 48), "num_experts"), ((4, 128, 48), "hidden_size"), ((4, 64, 96), "intermediate_size")],
