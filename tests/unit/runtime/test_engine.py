@@ -118,10 +118,10 @@ def test_a_process_has_one_engine(model, repacked, monkeypatch):
     monkeypatch.setattr(engine_module, "_engine", None)
     observed = host.observe()
     settings = Settings(threads=1)
-    first = process_engine(model, settings, observed, process=0, processes=1)
-    assert process_engine(model, settings, observed, process=0, processes=1) is first
+    first = process_engine(model, settings, observed, process=0, processes=1, replicas=1)
+    assert process_engine(model, settings, observed, process=0, processes=1, replicas=1) is first
     with pytest.raises(CompatError, match="already computes"):
-        process_engine(open_model(repacked), settings, observed, process=0, processes=1)
+        process_engine(open_model(repacked), settings, observed, process=0, processes=1, replicas=1)
 
 
 def test_a_load_for_programs(model, capsys):
