@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/kernels.h"
+#include "kernels/small_floats-inl.h"
 #include "layout/tile.h"
 
 namespace lsg {
@@ -65,7 +66,7 @@ struct GroupScales {
         });
       case ScaleDtype::kFp8E4m3:
         return Read<1>(panel, first, count, factor,
-                       [](const uint8_t* p) { return FromE4m3(Simd::LoadU8(p)); });
+                       [](const uint8_t* p) { return E4m3::Decode(Simd::LoadU8(p)); });
       case ScaleDtype::kE8m0:
         // 2^(code - 127); 2^-127 (code 0) reads as 0.
         return Read<1>(panel, first, count, factor, [](const uint8_t* p) {
@@ -122,14 +123,6 @@ struct GroupScales {
         }
       }
     }
-  }
-
-  // e4m3 in f32's places reads 2^120 too small; exact for subnormals as well.
-  static Simd::F FromE4m3(Simd::I code) {
-    const Simd::I magnitude = Simd::ShiftLeft<20>(Simd::And(code, Simd::Set1Bits(0x7f)));
-    const Simd::I sign = Simd::ShiftLeft<24>(Simd::And(code, Simd::Set1Bits(0x80)));
-    const Simd::F scaled = Simd::Mul(Simd::FromBits(magnitude), Simd::Set1(0x1p120f));
-    return Simd::Mul(scaled, Simd::FromBits(Simd::Or(sign, Simd::Set1Bits(0x3f800000))));
   }
 };
 

@@ -36,6 +36,12 @@ def script(layer: Path, body: str) -> subprocess.Popen[str]:
         def compute(engine, handle):
             ones = np.ones((5, 64), np.float32)
             return forward(engine, handle, ones, np.zeros((5, 1), np.int32), ones[:, :1].copy())
+
+        def keep_computing(engine, handle):
+            def work():
+                while True:
+                    compute(engine, handle)
+            threading.Thread(target=work, daemon=True).start()
     """
     start = textwrap.dedent(start)
     text = f"{start}\nstart = {start!r}\n" + textwrap.dedent(body)
@@ -84,10 +90,7 @@ def test_a_spawned_child_makes_its_own_while_the_parent_computes(layer: Path):
             """
             import multiprocessing
             engine, handle = make()
-            def work():
-                while True:
-                    compute(engine, handle)
-            threading.Thread(target=work, daemon=True).start()
+            keep_computing(engine, handle)
             made = "print(compute(*make()).tobytes() == bytes.fromhex(sys.argv[-1]), flush=True)"
             sys.argv.append(compute(engine, handle).tobytes().hex())
             child = multiprocessing.get_context("spawn").Process(target=exec, args=(start + made, {}))
@@ -146,10 +149,7 @@ def test_leaving_while_another_thread_computes(layer: Path):
             layer,
             """
             engine, handle = make()
-            def work():
-                while True:
-                    compute(engine, handle)
-            threading.Thread(target=work, daemon=True).start()
+            keep_computing(engine, handle)
             compute(engine, handle)
             """,
         )
