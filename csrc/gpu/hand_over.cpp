@@ -32,8 +32,10 @@ constexpr auto kSleeping = microseconds(500);
 constexpr auto kGrace = seconds(2);
 
 constexpr int kVectorBytes = 16;
-constexpr unsigned kBlockThreads = 256;
-// Enough reads in flight over PCIe; every block also polls.
+// A vector for each thread, so that all reads over PCIe are in flight at once, in few blocks: each
+// polls, and several have to wait for one another before they ring.
+constexpr unsigned kWarp = 32;
+constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxBlocks = 16;
 
 int64_t ElementBytes(FloatDtype dtype) { return dtype == FloatDtype::kF32 ? 4 : 2; }
@@ -196,13 +198,13 @@ void HandOver::SubmitKernels(CuStream stream, const GpuBatch& batch, const Job& 
   void* send[] = {&hidden_from, &hidden_to, &vectors, &ids_from, &ids_to, &weights_from,
                   &weights_to,  &entries,   &done,    &doorbell, &number};
   void* receive[] = {&out_from, &out_to, &vectors, &done};
-  const unsigned blocks = std::clamp((vectors + kBlockThreads - 1) / kBlockThreads, 1u, kMaxBlocks);
+  const unsigned threads = std::clamp((vectors + kWarp - 1) / kWarp * kWarp, kWarp, kMaxThreads);
+  const unsigned blocks = std::clamp((vectors + threads - 1) / threads, 1u, kMaxBlocks);
+  driver_.Check(driver_.launch_kernel(send_, blocks, 1, 1, threads, 1, 1, 0, stream, send, nullptr),
+                "enqueue lsg_send");
   driver_.Check(
-      driver_.launch_kernel(send_, blocks, 1, 1, kBlockThreads, 1, 1, 0, stream, send, nullptr),
-      "enqueue lsg_send");
-  driver_.Check(driver_.launch_kernel(receive_, blocks, 1, 1, kBlockThreads, 1, 1, 0, stream,
-                                      receive, nullptr),
-                "enqueue lsg_receive");
+      driver_.launch_kernel(receive_, blocks, 1, 1, threads, 1, 1, 0, stream, receive, nullptr),
+      "enqueue lsg_receive");
 }
 
 void HandOver::Run(const Job& job) {

@@ -2,7 +2,8 @@
 //
 // Invariant: a job's inputs are in host memory before its number is at the doorbell, and out is
 // read only after `done` was seen set. Both flags are host memory, so all of this is ordered at
-// system scope.
+// system scope. A fence there waits for everything written to come through PCIe: lsg_send has one,
+// by one thread for its whole block, and one more only when several blocks write.
 #pragma once
 
 namespace lsg {
@@ -19,7 +20,8 @@ inline constexpr char kHandOverPtx[] = R"(
 .global .align 4 .u32 lsg_arrived = 0;
 
 // Copies `vectors` 16-byte vectors of hidden and `entries` words of ids and weights, clears `done`
-// and, from the last block, rings.
+// and, from the last block, rings. `done` may be cleared by each block: the CPU sets it only after
+// the bell, and the bell rings after all of them.
 .visible .entry lsg_send(
     .param .u64 hidden_from, .param .u64 hidden_to, .param .u32 vectors_in,
     .param .u64 ids_from, .param .u64 ids_to,
@@ -86,18 +88,20 @@ routing_loop:
     bra routing_loop;
 routing_done:
 
-    fence.acq_rel.sys;
     bar.sync 0;
     setp.ne.u32 %p, %thread, 0;
     @%p bra finished;
+    st.relaxed.sys.global.u32 [%done], 0;
+    setp.eq.u32 %p, %blocks, 1;
+    @%p bra ring;
+    fence.acq_rel.sys;
     mov.u64 %counter, lsg_arrived;
     atom.add.acq_rel.gpu.global.u32 %arrived, [%counter], 1;
     sub.u32 %last, %blocks, 1;
     setp.ne.u32 %p, %arrived, %last;
     @%p bra finished;
     st.relaxed.gpu.global.u32 [%counter], 0;
-    st.relaxed.sys.global.u32 [%done], 0;
-    fence.acq_rel.sys;
+ring:
     st.release.sys.global.u32 [%doorbell], %job;
 finished:
     ret;
