@@ -40,17 +40,23 @@ def count(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode steps of one batch size: microseconds of a whole step, and of the engine's part of it."""
+    """Decode steps of one batch size, in microseconds.
+
+    step_us: whole steps; engine_us: the engine's part of each. between_layers_us: all together between the
+    experts of its layers; between_steps_us: from its last layer's experts to the next step's first.
+    """
 
     step_us: npt.NDArray[np.float64]
     engine_us: npt.NDArray[np.float64]
+    between_layers_us: npt.NDArray[np.float64]
+    between_steps_us: npt.NDArray[np.float64]
 
 
 def steps(events: Events, layers: int, tokens: int) -> Steps:
     """Uninterrupted runs of `layers` events of `tokens` tokens, from the first layer to the last."""
     empty = np.empty(0)
     if len(events) == 0:
-        return Steps(empty, empty)
+        return Steps(empty, empty, empty, empty)
     starts = np.flatnonzero((events["layer"] == events["layer"].min()) & (events["tokens"] == tokens))
     starts = starts[starts + layers <= len(events)]
     whole = [
@@ -61,9 +67,10 @@ def steps(events: Events, layers: int, tokens: int) -> Steps:
     # A step lasts until the next one begins, if that follows at once.
     pairs = [(start, following) for start, following in pairwise(whole) if following == start + layers]
     if not pairs:
-        return Steps(empty, empty)
-    durations = (events["end_ns"] - events["begin_ns"]).astype(np.float64) / 1e3
-    return Steps(
-        np.array([(begins[following] - begins[start]) / 1e3 for start, following in pairs]),
-        np.array([durations[start : start + layers].sum() for start, _ in pairs]),
-    )
+        return Steps(empty, empty, empty, empty)
+    ends = events["end_ns"].astype(np.int64)
+    durations = (ends - begins) / 1e3
+    step_us = np.array([(begins[following] - begins[start]) / 1e3 for start, following in pairs])
+    engine_us = np.array([durations[start:following].sum() for start, following in pairs])
+    between_steps_us = np.array([(begins[following] - ends[following - 1]) / 1e3 for _, following in pairs])
+    return Steps(step_us, engine_us, step_us - engine_us - between_steps_us, between_steps_us)

@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from lsg import LsgError
-from lsg.runtime import console, engine, settings
-from lsg.runtime.bench import client, engine_trace, timeline
+from lsg.runtime import console, engine, host, settings
+from lsg.runtime.bench import client, engine_trace, machine, timeline
 from lsg.runtime.model import open_model
 
 PROFILED_STEPS = 12
@@ -66,16 +68,28 @@ def serve_command(
             report = [measure(server, events, layers, n, prompt, tokens) for n in batches or (1, 2, 4, 8, 16)]
             for figures in report:
                 click.echo(_words(figures))
-            shares = None
+            seen: dict[str, Any] = {"idle": None}
             if trace is not None:
-                shares = _timeline(server, events, trace, (batches or (1,))[0], prompt, tokens)
+                seen = _timeline(server, events, trace, (batches or (1,))[0], prompt, tokens)
         if json_path is not None:
-            spin = engine.spin_us(settings.read(os.environ))
-            result = {"layers": layers, "spin_us": spin, "runs": report, "idle": shares}
+            result = {**_facts(), "layers": layers, "runs": report, **seen}
             json_path.write_text(json.dumps(result, indent=1) + "\n")
     except LsgError as error:
         console.error(error, with_traceback=verbose, command="lsg bench serve")
         raise SystemExit(1) from None
+
+
+def _facts() -> dict[str, Any]:
+    """What the figures were measured on."""
+    found, seen = settings.read(os.environ), host.observe()
+    gpus = torch.cuda.device_count()
+    return {
+        "machine": machine.describe(found.threads or seen.default_threads(1)),
+        "gpu": torch.cuda.get_device_name() if gpus else None,
+        "gpus": gpus,
+        "sglang": version("sglang"),
+        "spin_us": engine.spin_us(found),
+    }
 
 
 @click.command()
@@ -118,7 +132,10 @@ def measure(
     if len(steps.step_us) == 0:
         msg = f"no decode step of {requests} tokens was seen; is another client asking the same server?"
         raise LsgError(msg)
-    step_us, engine_us = (statistics.median(times.tolist()) for times in (steps.step_us, steps.engine_us))
+    step_us, engine_us, layers_us, steps_us = (
+        statistics.median(times.tolist())
+        for times in (steps.step_us, steps.engine_us, steps.between_layers_us, steps.between_steps_us)
+    )
     return {
         "batch": requests,
         "steps": len(steps.step_us),
@@ -128,6 +145,9 @@ def measure(
         "engine_tokens_per_s": requests * 1e6 / engine_us,
         "share_of_engine": engine_us / step_us,
         "beside_engine_us_per_layer": (step_us - engine_us) / layers,
+        # A step of one layer has nothing between layers.
+        "between_layers_us": layers_us / max(1, layers - 1),
+        "between_steps_us": steps_us,
     }
 
 
@@ -143,8 +163,8 @@ def _words(figures: dict[str, Any]) -> str:
 
 def _timeline(
     server: client.Server, events: Path, path: Path, requests: int, prompt: int, tokens: int
-) -> dict[str, float]:
-    """Profile some steps while decoding; write the trace and its picture."""
+) -> dict[str, Any]:
+    """Profile some steps while decoding; write the trace and its picture; say what it shows."""
     with tempfile.TemporaryDirectory() as scratch:
         before = engine_trace.count(events)
         # Some releases answer when the profile starts, others when it is done.
@@ -163,8 +183,9 @@ def _timeline(
         time.sleep(2)
         merged = timeline.merge(timeline.gpu_events(found[0]), engine_trace.read(events, before))
     path.write_text(json.dumps(merged))
-    shares = timeline.idle_shares(merged)
+    shares, between = timeline.idle_shares(merged), timeline.between_layers(merged)
     click.echo("idle: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    click.echo("between layers, µs: " + ", ".join(f"{name} {value:.1f}" for name, value in between.items()))
     try:
         timeline.draw(merged, path.with_suffix(".png"))
     except LsgError as error:
@@ -172,4 +193,5 @@ def _timeline(
             f"no picture: {error}; `lsg bench timeline {path} PNG` draws it elsewhere",
             command="lsg bench serve",
         )
-    return shares
+    under = timeline.under_the_engine(merged)
+    return {"idle": shares, "between_layers": between, "gpu_under_engine": under}

@@ -6,6 +6,10 @@ is idle time.
 
 import gzip
 import json
+import statistics
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +18,7 @@ from lsg.runtime.bench.engine_trace import Events
 
 GPU_CATEGORIES: Final = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITING_KERNELS: Final = ("lsg_receive",)
+OUR_KERNELS: Final = ("lsg_send", "lsg_receive")
 ENGINE_PID: Final = "lsg engine"
 GPU_PID: Final = "GPU"
 PICTURE_US: Final = 4000.0
@@ -63,6 +68,7 @@ def merge(gpu: list[dict[str, Any]], engine: Events) -> dict[str, Any]:
                     "dur": stop_us - start_us,
                     "pid": ENGINE_PID,
                     "tid": "experts",
+                    "args": {"layer": int(row["layer"])},
                 }
             )
     return {"traceEvents": events, "displayTimeUnit": "ns"}
@@ -70,18 +76,67 @@ def merge(gpu: list[dict[str, Any]], engine: Events) -> dict[str, Any]:
 
 def spans(trace: dict[str, Any], pid: str) -> list[Span]:
     """Where one of the two was at work: disjoint and rising."""
-    found = sorted(
+    return _joined(
         (event["ts"], event["ts"] + event["dur"])
         for event in trace["traceEvents"]
         if event["pid"] == pid and not event["name"].startswith(WAITING_KERNELS)
     )
-    merged: list[Span] = []
-    for begin, end in found:
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+
+
+def _joined(found: Iterable[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for begin, end in sorted(found):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
-            merged.append((begin, end))
-    return merged
+            joined.append((begin, end))
+    return joined
+
+
+def between_layers(trace: dict[str, Any]) -> dict[str, float]:
+    """What passes from one layer's experts to the next one's of the same step, medians in microseconds.
+
+    gap: from the engine's end to its next start. to_gpu: until the model's first kernel starts. model: from
+    there to the end of the model's last kernel; model_busy: of that, with a kernel running; kernels: how
+    many. to_engine: from there to the engine's start. Empty when no layer follows another.
+    """
+    engine = sorted(_events(trace, ENGINE_PID), key=lambda event: event["ts"])
+    kernels = [event for event in _events(trace, GPU_PID) if not event["name"].startswith(OUR_KERNELS)]
+    kernels.sort(key=lambda event: event["ts"])
+    starts = [event["ts"] for event in kernels]
+    rows: list[dict[str, float]] = []
+    for one, following in pairwise(engine):
+        begin, end = one["ts"] + one["dur"], following["ts"]
+        inside = kernels[bisect_left(starts, begin) : bisect_left(starts, end)]
+        if following["args"]["layer"] <= one["args"]["layer"] or not inside:
+            continue
+        busy = _joined((event["ts"], event["ts"] + event["dur"]) for event in inside)
+        rows.append(
+            {
+                "gap": end - begin,
+                "to_gpu": busy[0][0] - begin,
+                "model": busy[-1][1] - busy[0][0],
+                "model_busy": sum(stop - start for start, stop in busy),
+                "kernels": len(inside),
+                "to_engine": end - busy[-1][1],
+            }
+        )
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]} if rows else {}
+
+
+def under_the_engine(trace: dict[str, Any]) -> float:
+    """How much of the GPU's work runs while the engine computes, as a share of it."""
+    engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
+    begin, end = engine[0][0], engine[-1][1]
+    work = [(max(start, begin), min(stop, end)) for start, stop in gpu if start < end and stop > begin]
+    total = sum(stop - start for start, stop in work)
+    both = sum(stop - start for start, stop in [*engine, *work])
+    both -= sum(stop - start for start, stop in _joined([*engine, *work]))
+    return both / total if total else 0.0
+
+
+def _events(trace: dict[str, Any], pid: str) -> list[dict[str, Any]]:
+    return [event for event in trace["traceEvents"] if event["pid"] == pid]
 
 
 def idle_shares(trace: dict[str, Any]) -> dict[str, float]:
@@ -96,14 +151,7 @@ def idle_shares(trace: dict[str, Any]) -> dict[str, float]:
         busy = sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in found)
         return 1 - busy / (end - begin)
 
-    both = sorted(engine + gpu)
-    joined: list[Span] = []
-    for start, stop in both:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-        else:
-            joined.append((start, stop))
-    return {"gpu": idle(gpu), "engine": idle(engine), "both": idle(joined)}
+    return {"gpu": idle(gpu), "engine": idle(engine), "both": idle(_joined([*engine, *gpu]))}
 
 
 def draw(trace: dict[str, Any], path: Path) -> None:

@@ -84,6 +84,9 @@ def test_steps_are_whole_uninterrupted_and_followed():
     steps = engine_trace.steps(found, layers=3, tokens=2)
     assert steps.step_us.tolist() == [50.0]
     assert steps.engine_us.tolist() == [15.0]
+    # Layers begin every 10 µs and take 4, 5, 6; the next step begins 24 µs after the last one's end.
+    assert steps.between_layers_us.tolist() == [11.0]
+    assert steps.between_steps_us.tolist() == [24.0]
     assert len(engine_trace.steps(found, layers=3, tokens=7).step_us) == 0
 
 

@@ -83,6 +83,39 @@ def test_idle_shares():
     assert shares == pytest.approx({"gpu": 0.6, "engine": 0.3, "both": 0.1})
 
 
+def test_between_layers():
+    """Two gaps inside a step; the one to the next step, and a gap without a kernel, do not count."""
+
+    def event(pid, begin, end, name="gemm", **args):
+        return {"pid": pid, "ts": begin, "dur": end - begin, "name": name, "args": args}
+
+    gpu, own = timeline.GPU_PID, timeline.ENGINE_PID
+    # Engine: layers 0, 1, 2, then the next step's 0, then its 1 with nothing on the GPU before.
+    events = [event(own, begin, begin + 100, layer=n % 3) for n, begin in enumerate((0, 150, 310, 500))]
+    events += [event(own, 610, 700, layer=1)]
+    events += [event(gpu, 90, 103, "lsg_receive"), event(gpu, 104, 110), event(gpu, 109, 115)]
+    events += [event(gpu, 120, 140), event(gpu, 141, 148, "lsg_send")]
+    events += [event(gpu, 256, 300), event(gpu, 301, 308, "lsg_send"), event(gpu, 420, 490)]
+    found = timeline.between_layers({"traceEvents": events})
+    # First gap: 100 … 150, kernels 104 … 115 and 120 … 140; second: 250 … 310, one kernel 256 … 300.
+    expected = {"gap": 55, "to_gpu": 5, "model": 40, "model_busy": 37.5, "kernels": 2, "to_engine": 10}
+    assert found == pytest.approx(expected)
+    assert timeline.between_layers({"traceEvents": events[:1]}) == {}
+
+
+def test_gpu_work_under_the_engine():
+    def event(pid, begin, end, name="gemm"):
+        return {"pid": pid, "ts": begin, "dur": end - begin, "name": name}
+
+    gpu, own = timeline.GPU_PID, timeline.ENGINE_PID
+    events = [event(own, 0, 100), event(own, 150, 200)]
+    # 30 µs under the engine, of them 10 twice at a time; 20 beside it.
+    events += [event(gpu, 10, 30), event(gpu, 20, 40), event(gpu, 110, 130)]
+    # Waiting is no work, and nobody knows what the engine does after its last event.
+    events += [event(gpu, 40, 99, "lsg_receive"), event(gpu, 200, 300)]
+    assert timeline.under_the_engine({"traceEvents": events}) == pytest.approx(0.6)
+
+
 def test_nothing_seen_is_an_error(profile):
     with pytest.raises(LsgError, match="no work on the GPU"):
         timeline.merge([], engine((1, 2)))
