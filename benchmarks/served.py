@@ -80,14 +80,10 @@ def main(
 
 
 def _others(earlier: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Cases of an earlier run that this one lacks. Raises ClickException if that ran elsewhere."""
-    for key in ("where", "sglang"):
-        if earlier[key] != result[key]:
-            msg = f"--update: the earlier results are of {earlier[key]}, these of {result[key]}"
-            raise click.ClickException(msg)
+    """Cases of an earlier run that this one lacks, each with the commit, release and place of that run."""
     done = {(case["model"], case["format"]) for case in result["cases"]}
     others = [case for case in earlier["cases"] if (case["model"], case["format"]) not in done]
-    return [{"commit": earlier["commit"]} | case for case in others]
+    return [{key: earlier[key] for key in ("commit", "where", "sglang")} | case for case in others]
 
 
 def _choose(models: tuple[str, ...], formats: int | None, *, on_a_cpu: bool) -> list[tuple[str, str]]:

@@ -214,7 +214,7 @@ def _families(result: dict[str, Any]) -> str:
     for case in result["cases"]:
         rows.setdefault(case["model"], [""] * len(ENCODINGS))
     served = {
-        (case["model"], case["format"], "S" if run["where"] == "CPU" else "G")
+        (case["model"], case["format"], "S" if case.get("where", run["where"]) == "CPU" else "G")
         for run in result["served"]
         for case in run["cases"]
         if case["state"] == "served"
@@ -232,10 +232,15 @@ def _families(result: dict[str, Any]) -> str:
         "on a CPU, G: on a GPU, everything but the experts in BF16, with transformers' log-probabilities; in "
         "brackets: variants."
     )
+    by_place: dict[tuple[str, str], list[str]] = {}
     for run in result["served"]:
-        good = [case for case in run["cases"] if case["state"] == "served"]
-        commits = ", ".join(dict.fromkeys(case.get("commit", run["commit"]) for case in good))
-        what += f" {run['where']}, sglang {run['sglang']}: {len(good)} served, commit {commits}."
+        for case in run["cases"]:
+            if case["state"] == "served":
+                place = (case.get("where", run["where"]), case.get("sglang", run["sglang"]))
+                by_place.setdefault(place, []).append(case.get("commit", run["commit"]))
+    for (where, release), commits in by_place.items():
+        distinct = ", ".join(dict.fromkeys(commits))
+        what += f" {where}, sglang {release}: {len(commits)} served, commit {distinct}."
     head = ["model", *ENCODINGS]
     return table(what, head, [[model, *row] for model, row in rows.items()])
 

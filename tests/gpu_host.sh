@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
 # Builds lsg on an x86-64 GPU host without network and runs what only such a host can.
 #
-#   [BENCH="…"] [WAYS="…"] [OUT=DIR] tests/gpu_host.sh STEP...
+#   [WAYS="…"] [OUT=DIR] [STEP_OPTIONS…] tests/gpu_host.sh STEP...
 #
 #   kernels    every kernel on AVX-512, VNNI and beyond
 #   doctor     what lsg doctor says
 #   power      idle CPU and the price of letting workers sleep, about a minute; POWER holds options of benchmarks/power.py
 #   bench      the engine's figures; BENCH holds options of benchmarks/engine.py
 #   convert    how fast lsg-convert is beside kt-kernel's converter, which .peers/kt.txz may hold
-#   hand_over  what each way between a CUDA graph and the engine costs
+#   hand_over  what each way between a CUDA graph and the engine costs; HAND_OVER holds options of benchmarks/hand_over.py
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
 #   draft      drafting with a model's own last layer, about three minutes
 #   served     every model family, many at a time, within SERVED_SECONDS; SERVED holds options of benchmarks/served.py
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
+#   overlap    the timeline of a model with shared experts, about a minute
 #   parallel   two GPUs: every way to spread, and decode with one and with two tensor-parallel processes
 #
 # Expects a g++ and a Python with numpy, pybind11, scikit-build-core and torch. Wheels in .whl/ (pytest and what it needs) and a
-# sglang site folder in .gpu/ are unpacked to /tmp/site when they are there. JSON goes to OUT, build/gpu by default.
+# sglang site folder in .gpu/ are unpacked to /tmp/site when they are there; with a wheel of lsg among them, or
+# named by WHEEL, nothing is built. JSON goes to OUT, build/gpu by default, and so does a wheel that was built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 site=/tmp/site
@@ -24,19 +26,25 @@ out="${OUT:-build/gpu}"
 read -ra ways <<< "${WAYS:-kernels memops hostfunc}"
 on_a_gpu=(--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3)
 mkdir -p "$site" "$out"
-if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" draft "|" served "|" decode "|" parallel " ]]; then
+if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" draft "|" served "|" decode "|" overlap "|" parallel " ]]; then
   tar xJf .gpu/site.txz -C "$site"
   for wheel in .gpu/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 fi
 for wheel in .whl/*.whl; do [ -f "$wheel" ] && python3 -m zipfile -e "$wheel" "$site"; done
 export PYTHONPATH=$site HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)"
-python3 -m pip install --quiet --no-build-isolation --no-deps --no-index --upgrade --target "$site" .
+if [ -n "${WHEEL:-}" ]; then
+  python3 -m zipfile -e "$WHEEL" "$site"
+elif ! compgen -G ".whl/lsg-*.whl" > /dev/null; then
+  python3 -m pip wheel --quiet --no-build-isolation --no-deps --no-index --wheel-dir "$out" .
+  python3 -m zipfile -e "$out"/lsg-*.whl "$site"
+fi
 
 hand_over() {
   # A process for each way: one that hangs its GPU is killed, and the others are still measured.
   for way in "${ways[@]}"; do
-    timeout -k 5 "${HAND_OVER_SECONDS:-120}" python3 benchmarks/hand_over.py --scratch /tmp --way "$way" \
+    # shellcheck disable=SC2086 # HAND_OVER holds options
+    timeout -k 5 "${HAND_OVER_SECONDS:-120}" python3 benchmarks/hand_over.py --scratch /tmp --way "$way" ${HAND_OVER:-} \
       --out "$out/hand_over-$way.json" || echo "$way: failed or killed ($?)"
   done
 }
@@ -44,6 +52,14 @@ hand_over() {
 model=/tmp/lsg-30b
 make_model() {
   [ -f "$model/experts/manifest.json" ] || PYTHONPATH="$site:tests" python3 -m checkpoints.synthetic "$model"
+}
+
+overlap() {
+  local shared=/tmp/lsg-shared
+  PYTHONPATH="$site:tests" python3 -m checkpoints.synthetic "$shared" --shared --layers 12
+  timeout -k 5 "${OVERLAP_SECONDS:-150}" python3 -m lsg.cli bench serve "$shared" --batch 1 --json "$out/overlap.json" \
+    --trace "$out/overlap-timeline.json" --cuda-graph-bs-decode 1 --skip-server-warmup "${on_a_gpu[@]}" ||
+    echo "overlap: failed or killed ($?)"
 }
 
 decode() {
@@ -56,6 +72,14 @@ decode() {
     trace=()
   done
 }
+
+# Chrome traces are large: they are packed. What knows no commit gets it.
+finish() {
+  local file
+  for file in "$out"/*timeline.json; do [ ! -f "$file" ] || gzip -f "$file"; done
+  for file in "$out"/*.json; do [ ! -f "$file" ] || python3 benchmarks/stamp.py "$file"; done
+}
+trap finish EXIT
 
 convert() {
   local peer=()
@@ -116,7 +140,8 @@ for what in "$@"; do
         --limit "${SERVED_SECONDS:-300}" --logs /tmp/served --out "$out/served_gpu.json" || true
       tar czf "$out/served_logs.tgz" -C /tmp served ;;
     decode) decode ;;
+    overlap) overlap ;;
     parallel) parallel ;;
-    *) echo "unknown step '$what': kernels, bench, convert, hand_over, proof, draft, served, decode or parallel" >&2; exit 2 ;;
+    *) echo "unknown step '$what'; the steps are listed at the top of $0" >&2; exit 2 ;;
   esac
 done

@@ -53,6 +53,19 @@ SHAPE: dict[str, Any] = {
     "router_aux_loss_coef": 0.001,
     "torch_dtype": "bfloat16",
 }
+# Changes to it: attention, experts and shared expert as in Qwen1.5-MoE-A2.7B, whose layers have one.
+SHARED: dict[str, Any] = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "moe_intermediate_size": 1408,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "shared_expert_intermediate_size": 5632,
+    "norm_topk_prob": False,
+}
 PANEL = PanelFormat(Dtype.INT4, ScaleDtype.BF16, scale_k=32)
 
 
@@ -154,22 +167,30 @@ def _resident(config: dict[str, Any]) -> dict[str, torch.Tensor]:
         "model.norm.weight": ones(hidden),
         "lm_head.weight": matrix(config["vocab_size"], hidden),
     }
+    shared = config.get("shared_expert_intermediate_size", 0)
     for index in range(config["num_hidden_layers"]):
-        tensors |= {
-            f"model.layers.{index}.{name}": tensor
-            for name, tensor in {
-                "input_layernorm.weight": ones(hidden),
-                "post_attention_layernorm.weight": ones(hidden),
-                "self_attn.q_norm.weight": ones(head_dim),
-                "self_attn.k_norm.weight": ones(head_dim),
-                "self_attn.q_proj.weight": matrix(queries, hidden),
-                "self_attn.k_proj.weight": matrix(keys, hidden),
-                "self_attn.v_proj.weight": matrix(keys, hidden),
-                "self_attn.o_proj.weight": matrix(hidden, queries, 0.5),
-                # Wide enough apart that tokens choose different experts.
-                "mlp.gate.weight": matrix(config["num_experts"], hidden),
-            }.items()
+        layer = {
+            "input_layernorm.weight": ones(hidden),
+            "post_attention_layernorm.weight": ones(hidden),
+            "self_attn.q_proj.weight": matrix(queries, hidden),
+            "self_attn.k_proj.weight": matrix(keys, hidden),
+            "self_attn.v_proj.weight": matrix(keys, hidden),
+            "self_attn.o_proj.weight": matrix(hidden, queries, 0.5),
+            # Wide enough apart that tokens choose different experts.
+            "mlp.gate.weight": matrix(config["num_experts"], hidden),
         }
+        if shared:
+            sizes = {"q": queries, "k": keys, "v": keys}
+            layer |= {f"self_attn.{name}_proj.bias": 0 * ones(size) for name, size in sizes.items()}
+            layer |= {
+                "mlp.shared_expert.gate_proj.weight": matrix(shared, hidden),
+                "mlp.shared_expert.up_proj.weight": matrix(shared, hidden),
+                "mlp.shared_expert.down_proj.weight": matrix(hidden, shared, 0.5),
+                "mlp.shared_expert_gate.weight": matrix(1, hidden),
+            }
+        else:
+            layer |= {f"self_attn.{name}_norm.weight": ones(head_dim) for name in "qk"}
+        tensors |= {f"model.layers.{index}.{name}": tensor for name, tensor in layer.items()}
     return tensors
 
 
@@ -179,9 +200,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--shared", action="store_true", help="a model whose layers have a shared expert")
+    parser.add_argument("--layers", type=int, help="fewer layers than the published model's")
     options = parser.parse_args()
-    make_directory(options.out, num_hidden_layers=options.layers)
+    changes = SHARED if options.shared else {}
+    make_directory(options.out, **changes | ({"num_hidden_layers": options.layers} if options.layers else {}))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ same but for near-ties between tokens, which verification in batches may round t
 
 import argparse
 import json
+import re
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,14 @@ from lsg.runtime.model import open_model  # noqa: E402
 
 MODEL, FORMAT, REQUESTS = "GLM-4.7", "bf16", 16
 FIRST_ORDINARY_TOKEN = 3
-COMMON = ("--dtype", "bfloat16", "--activations", "float", "--trust-remote-code")
+COMMON = (
+    *("--dtype", "bfloat16", "--activations", "float", "--trust-remote-code"),
+    # Both servers run at the same time: bound to cores, they would choose the same ones.
+    *("--threads", "3", "--bind", "node"),
+)
 ON_A_GPU = (
     *("--attention-backend", "triton", "--sampling-backend", "pytorch", "--grammar-backend", "none"),
-    *("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "2"),
+    *("--mem-fraction-static", "0.5", "--sleep-on-idle", "--cuda-graph-bs-decode", "1", "2", "4", "8", "16"),
 )
 DRAFTING = (
     *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "2"),
@@ -53,15 +59,32 @@ def main() -> None:
             "draft_layers": [layer.index for layer in open_model(directory).draft_layers]
         }
         requests = concurrency.make_prompts(VOCABULARY, FIRST_ORDINARY_TOKEN)[:REQUESTS]
-        answers = {}
-        for name, more in (("plain", ()), ("drafting", DRAFTING)):
+
+        def ask(name: str) -> tuple[list[concurrency.Answer], list[concurrency.Answer]]:
+            more = DRAFTING if name == "drafting" else ()
             arguments = (*COMMON, *(ON_A_GPU if torch.cuda.is_available() else ()), *more)
-            log = options.out.with_name(f"draft_{name}.log")
-            with serve(lsg_serve(directory), *arguments, log=log) as server:
-                answers[name] = concurrency.alone(server, requests)
-        report |= concurrency.compare(answers["plain"], answers["drafting"])
+            with serve(
+                lsg_serve(directory), *arguments, log=options.out.with_name(f"draft_{name}.log")
+            ) as server:
+                return concurrency.alone(server, requests), concurrency.together(server, requests)
+
+        with ThreadPoolExecutor(2) as pool:
+            (plain, plain_together), (drafting, together) = pool.map(ask, ("plain", "drafting"))
+        report |= {
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "drafting_against_plain": concurrency.compare(drafting, plain),
+            "plain_together_against_alone": concurrency.compare(plain_together, plain),
+            "drafting_together_against_alone": concurrency.compare(together, drafting),
+            "accepted_of_drafted": accepted(options.out.with_name("draft_drafting.log")),
+        }
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     sys.stdout.write(options.out.read_text())
+
+
+def accepted(log: Path) -> float | None:
+    """The mean of the acceptance rates that sglang logged, None when it logged none."""
+    rates = [float(rate) for rate in re.findall(r"accept rate: ([\d.]+)", log.read_text(errors="replace"))]
+    return sum(rates) / len(rates) if rates else None
 
 
 def make_checkpoint(path: Path) -> Path:
@@ -88,7 +111,9 @@ def make_checkpoint(path: Path) -> Path:
     }
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     write_shards(path, tensors, 2)
-    (path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}, indent=2) + "\n")
+    # Room for the requests that are given up while they decode.
+    changes = {"num_nextn_predict_layers": 1, "max_position_embeddings": 2048}
+    (path / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n")
     return path
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,12 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = qwen3_moe.make_checkpoint(Path(scratch) / "checkpoint", **SHAPE)
-        cases = reference.cases(reference.load(checkpoint), noise.SERVED_BF16)
         directory = convert(checkpoint, Path(scratch) / "bf16", "bf16")
         ways = options.way or list(WAYS)
-        with ThreadPoolExecutor(options.jobs) as pool:
+        with ThreadPoolExecutor(options.jobs + 1) as pool:
             logs = [options.out.with_name(f"parallel_{way.replace(' ', '_')}.log") for way in ways]
+            # What must come out is computed while the servers start.
+            cases = pool.submit(lambda: reference.cases(reference.load(checkpoint), noise.SERVED_BF16))
             results = pool.map(lambda way, log: ask(directory, WAYS[way], cases, log), ways, logs)
             found: dict[str, Any] = {}
             for way, result in zip(ways, results, strict=True):
@@ -80,12 +81,13 @@ def where() -> str:
 
 
 def ask(
-    directory: Path, arguments: tuple[str, ...], cases: list[reference.Case], log: Path
+    directory: Path, arguments: tuple[str, ...], expected: "Future[list[reference.Case]]", log: Path
 ) -> dict[str, Any]:
     """One server's deviations, or why it does not serve."""
     arguments = (*COMMON, *(ON_GPUS if torch.cuda.is_available() else ()), *arguments)
     try:
         with serve(lsg_serve(directory), *arguments, log=log) as server:
+            cases = expected.result()
             # Twice: replicas take turns.
             answers = [(case, ask_one(server, case)) for case in [*cases, *cases]]
     except (RuntimeError, OSError) as error:
