@@ -114,7 +114,8 @@ def prove(directory: Path, out: Path, arguments: list[str], servers: Sequence[st
         asking = {
             pool.submit(
                 _ask,
-                [*commands[name], *arguments],
+                commands[name],
+                arguments,
                 out / f"gpu_proof_{name}.log",
                 prompts,
                 requests,
@@ -161,10 +162,15 @@ class Answers:
 
 
 def _ask(
-    command: list[str], log: Path, prompts: list[list[int]], requests: list[list[int]], vocab_size: int
+    command: list[str],
+    arguments: list[str],
+    log: Path,
+    prompts: list[list[int]],
+    requests: list[list[int]],
+    vocab_size: int,
 ) -> Answers:
     started = time.monotonic()
-    with serve(command, log=log) as server:
+    with serve(command, *arguments, log=log) as server:
         seconds = time.monotonic() - started
         logging.info("%s: up after %.0f s", log.stem, seconds)
         log_probs = [server.log_probs(prompt, NEW_TOKENS, vocab_size) for prompt in prompts]

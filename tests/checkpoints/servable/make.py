@@ -32,7 +32,7 @@ def make(path: Path, name: str, format_name: str, seed: int = 0) -> torch.nn.Mod
     servable, chosen, form = MODELS[name], family(name), FORMATS[format_name]
     draw = [seed, zlib.crc32(f"{name}/{format_name}".encode())]
     experts = draw_experts(chosen, form, np.random.default_rng(draw))
-    config = servable.config(chosen)
+    config = servable.config(chosen, on_a_gpu=torch.cuda.is_available())
     path.mkdir(parents=True, exist_ok=True)
     model = _model(path, config, servable.known_as, torch.Generator().manual_seed(draw[1]))
     resident = _published(model, servable.prefix)

@@ -31,6 +31,8 @@ class Servable:
     prefix: str = ""
     # Of the server; gpt-oss makes its attention's parameters BF16, whatever it is asked for.
     dtype: str = "float32"
+    # Changes to `text` on a GPU.
+    text_on_a_gpu: Mapping[str, Any] = field(default_factory=dict)
     # Why sglang cannot serve it on a CPU, whatever computes the experts.
     not_on_a_cpu: str = ""
     # What it needs on a GPU instead of Triton's attention in a graph.
@@ -45,7 +47,7 @@ class Servable:
         missing = self.needs and find_spec(self.needs) is None
         return f"sglang needs {self.needs} for it, which was not installed" if missing else ""
 
-    def config(self, family: Family) -> dict[str, Any]:
+    def config(self, family: Family, *, on_a_gpu: bool) -> dict[str, Any]:
         """The whole config.json, without its quantisation."""
         keys = family.keys
         text = {
@@ -66,6 +68,7 @@ class Servable:
             keys.intermediate: family.intermediate,
             keys.top_k: family.top_k,
             **self.text,
+            **(self.text_on_a_gpu if on_a_gpu else {}),
         }
         if family.activation_name:
             text[keys.activation] = family.activation_name
@@ -143,6 +146,9 @@ _GATED_DELTA: Final = {
 }
 _NO_DELTA: Final = "sgl_kernel's gated delta rule for CPUs needs AMX"
 _NO_SPARSE: Final = "sglang's sparse attention asks for a CUDA device"
+# sglang's Triton attention sees one token less of a window when it decodes than when it reads a prompt, as of
+# 0.5.17; nobody notices in 128, but everybody would in 4. Longer than any sequence here, both see everything.
+_WIDE_WINDOW: Final = {"sliding_window": 64}
 _SPARSE: Final = {"index_topk": 2048, "index_n_heads": 4, "index_head_dim": 128, "num_experts": EXPERTS}
 _BOTH: Final = (0, 1)
 _QWEN_NEXT: Final = Servable(
@@ -179,6 +185,7 @@ MODELS: Final[Mapping[str, Servable]] = {
                 "truncate": False,
             },
         },
+        text_on_a_gpu=_WIDE_WINDOW,
         layers=2,
         moe_layers=(0, 1),
         dtype="bfloat16",
@@ -296,6 +303,7 @@ MODELS: Final[Mapping[str, Servable]] = {
             "vocab_size_per_layer_input": VOCABULARY,
             "tie_word_embeddings": True,
         },
+        text_on_a_gpu=_WIDE_WINDOW,
         top={
             "audio_config": None,
             "tie_word_embeddings": True,
@@ -320,7 +328,8 @@ MODELS: Final[Mapping[str, Servable]] = {
             "mamba_num_heads": 8,
             "mamba_head_dim": 64,
             "ssm_state_size": 64,
-            "n_groups": 2,
+            # What sglang takes by default when it reads the published config.json, which says the same.
+            "n_groups": 8,
             "conv_kernel": 4,
             "expand": 1,
             "chunk_size": 16,
