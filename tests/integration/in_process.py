@@ -73,6 +73,7 @@ def log_probs(
 
 def _runner(directory: Path, arguments: list[str]) -> Any:
     from sglang.benchmark import one_batch
+    from sglang.srt.managers import scheduler
     from sglang.srt.server_args import PortArgs, prepare_server_args
 
     found, repacked = settings.read(os.environ), model.open_model(directory)
@@ -87,6 +88,9 @@ def _runner(directory: Path, arguments: list[str]) -> Any:
     one_batch.initialize_moe_config(server)
     one_batch.initialize_fp8_gemm_config(server)
     one_batch.initialize_fp4_gemm_config(server)
+    # The scheduler's part for models with a recurrent state, by the name under which it imports it.
+    if scheduler.initialize_mamba_selective_state_update_backend is not None:
+        scheduler.initialize_mamba_selective_state_update_backend(server)
     # There is no text to be had of it.
     one_batch.get_tokenizer = lambda *_, **__: None
     runner, _ = one_batch.load_model(server, PortArgs.init_new(server), 0, 0)
