@@ -272,6 +272,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "kill": _kill,
     "load": memory_tables.load,
     "numa": memory_tables.numa,
+    "overlap": gpu_tables.overlap,
     "parallel": gpu_tables.parallel,
     "peers": _peers,
     "power": memory_tables.power,

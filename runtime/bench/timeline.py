@@ -127,7 +127,7 @@ def between_layers(trace: dict[str, Any]) -> dict[str, float]:
 def under_the_engine(trace: dict[str, Any]) -> float:
     """How much of the GPU's work runs while the engine computes, as a share of it."""
     engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
-    begin, end = engine[0][0], engine[-1][1]
+    begin, end = _decoding(trace)
     work = [(max(start, begin), min(stop, end)) for start, stop in gpu if start < end and stop > begin]
     total = sum(stop - start for start, stop in work)
     both = sum(stop - start for start, stop in [*engine, *work])
@@ -139,13 +139,30 @@ def _events(trace: dict[str, Any], pid: str) -> list[dict[str, Any]]:
     return [event for event in trace["traceEvents"] if event["pid"] == pid]
 
 
-def idle_shares(trace: dict[str, Any]) -> dict[str, float]:
-    """The share of time, from the first engine event to the last, in which each did nothing."""
-    engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
-    if not engine:
-        msg = "the engine computed nothing while the GPU was observed"
+def _decoded(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """The engine's events of decode steps: all but the first pass through the layers, which is the prompt's.
+
+    Raises LsgError when there are none.
+    """
+    engine = sorted(_events(trace, ENGINE_PID), key=lambda event: event["ts"])
+    layers = [event["args"]["layer"] for event in engine]
+    again = next((n for n, (one, other) in enumerate(pairwise(layers), 1) if other <= one), None)
+    if again is None:
+        msg = "the engine decoded nothing while the GPU was observed"
         raise LsgError(msg)
-    begin, end = engine[0][0], engine[-1][1]
+    return engine[again:]
+
+
+def _decoding(trace: dict[str, Any]) -> Span:
+    """From the first decode step's first experts to the last one's last."""
+    decoded = _decoded(trace)
+    return decoded[0]["ts"], decoded[-1]["ts"] + decoded[-1]["dur"]
+
+
+def idle_shares(trace: dict[str, Any]) -> dict[str, float]:
+    """The share of time, from the first decode step to the last, in which each did nothing."""
+    engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
+    begin, end = _decoding(trace)
 
     def idle(found: list[Span]) -> float:
         busy = sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in found)
@@ -155,14 +172,15 @@ def idle_shares(trace: dict[str, Any]) -> dict[str, float]:
 
 
 def draw(trace: dict[str, Any], path: Path) -> None:
-    """A picture of the middle PICTURE_US microseconds. Raises LsgError without matplotlib."""
+    """A picture of PICTURE_US microseconds in the middle of decoding. Raises LsgError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         msg = "a picture of the timeline needs matplotlib: pip install 'lsg[plot]'"
         raise LsgError(msg) from None
     engine, gpu = spans(trace, ENGINE_PID), spans(trace, GPU_PID)
-    middle = (engine[0][0] + engine[-1][1]) / 2
+    decoded = _decoded(trace)
+    middle = decoded[len(decoded) // 2]["ts"]
     begin, end = middle - PICTURE_US / 2, middle + PICTURE_US / 2
     shares = idle_shares(trace)
     figure = Figure(figsize=(12, 2.6), layout="constrained")

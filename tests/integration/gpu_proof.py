@@ -104,7 +104,7 @@ def prove(directory: Path, out: Path, arguments: list[str], servers: Sequence[st
     report: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
-        "sglang": version("sglang"),
+        "sglang_version": version("sglang"),
         "shape": SHAPE,
         "prompts": PROMPTS,
         "tokens_each": PROMPT_TOKENS + NEW_TOKENS,

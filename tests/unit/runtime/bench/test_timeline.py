@@ -72,11 +72,13 @@ def test_waiting_for_the_engine_is_no_work(profile):
 
 
 def test_idle_shares():
-    def event(pid, begin, end, name="x"):
-        return {"pid": pid, "ts": begin, "dur": end - begin, "name": name}
+    def event(pid, begin, end, layer=0):
+        return {"pid": pid, "ts": begin, "dur": end - begin, "name": "x", "args": {"layer": layer}}
 
     gpu, own = timeline.GPU_PID, timeline.ENGINE_PID
-    events = [event(own, 10, 30), event(own, 60, 110)]
+    # A prompt comes first, and is not decoding.
+    events = [event(own, -90, -80), event(own, -50, -20, layer=1)]
+    events += [event(own, 10, 30), event(own, 60, 110, layer=1)]
     events += [event(gpu, 0, 20), event(gpu, 40, 50), event(gpu, 50, 60), event(gpu, 100, 200)]
     shares = timeline.idle_shares({"traceEvents": events})
     # Of 10 … 110: the engine works 70; the GPU 10 … 20, 40 … 60 and 100 … 110; neither in 30 … 40.
@@ -105,10 +107,11 @@ def test_between_layers():
 
 def test_gpu_work_under_the_engine():
     def event(pid, begin, end, name="gemm"):
-        return {"pid": pid, "ts": begin, "dur": end - begin, "name": name}
+        return {"pid": pid, "ts": begin, "dur": end - begin, "name": name, "args": {"layer": 0}}
 
     gpu, own = timeline.GPU_PID, timeline.ENGINE_PID
-    events = [event(own, 0, 100), event(own, 150, 200)]
+    # The first is the prompt's.
+    events = [event(own, -50, -40), event(own, 0, 100), event(own, 150, 200)]
     # 30 µs under the engine, of them 10 twice at a time; 20 beside it.
     events += [event(gpu, 10, 30), event(gpu, 20, 40), event(gpu, 110, 130)]
     # Waiting is no work, and nobody knows what the engine does after its last event.
@@ -120,12 +123,16 @@ def test_nothing_seen_is_an_error(profile):
     with pytest.raises(LsgError, match="no work on the GPU"):
         timeline.merge([], engine((1, 2)))
     trace = timeline.merge(timeline.gpu_events(profile), engine())
-    with pytest.raises(LsgError, match="the engine computed nothing"):
+    with pytest.raises(LsgError, match="the engine decoded nothing"):
         timeline.idle_shares(trace)
 
 
 def test_the_picture(profile, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
-    trace = timeline.merge(timeline.gpu_events(profile), engine((12, 30)))
+    trace = timeline.merge(timeline.gpu_events(profile), engine((12, 30), (46, 50)))
+    for event in trace["traceEvents"]:
+        if event["pid"] == timeline.ENGINE_PID:
+            # Two steps of one layer.
+            event["args"]["layer"] = 0
     timeline.draw(trace, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
