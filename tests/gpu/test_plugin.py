@@ -146,6 +146,14 @@ def test_ids_of_minus_one_are_no_expert(served, kind):
     assert torch.equal(out[3:4], alone)
 
 
+def test_an_idle_rank_has_nothing_to_compute(served):
+    """Data-parallel attention calls the layer on every rank, also where no request is."""
+    run, given = served("bf16", routed_scaling_factor=SCALE), batch(3)
+    before = run(*given)
+    assert run(*(tensor[:0] for tensor in given)).shape == (0, HIDDEN)
+    assert torch.equal(run(*given), before)
+
+
 def test_no_combine_is_refused(served):
     with pytest.raises(CompatError, match="sglang asks for no_combine, which lsg's experts cannot do"):
         served("bf16", no_combine=True)
