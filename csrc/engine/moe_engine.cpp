@@ -105,10 +105,10 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
     if (tokens <= kFusedTokens && rows * row_bytes <= kFusedBytes) {
       LoadHidden(layer, batch, first, tokens);
       Fused(layer, tokens);
+      StoreOut(layer, batch, first, tokens);
     } else {
       Prefill(layer, batch, first, tokens);
     }
-    StoreOut(layer, batch, first, tokens);
   }
   if (trace_ != nullptr) trace_->Record({begin, Trace::Now(), layer_index, batch.tokens});
 }

@@ -69,6 +69,9 @@ class MoeEngine {
  private:
   struct Workspace;
   struct NodeWorkspace;
+  struct BlockRange {
+    int begin, end;
+  };
 
   const MoeLayer& Layer(int layer) const;
   void LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
@@ -88,9 +91,10 @@ class MoeEngine {
   void CollectInputs(const MoeLayer& layer, const uint32_t* order, const RoutedToken* routed,
                      const PackedRows& x) const;
   void Activations(const MoeLayer& layer, int node, const ExpertTokens& expert, UnitRange units);
-  // One block of 64 outputs of all tokens, summed over the units of `piece`; out [tokens,
-  // out_stride].
-  void Outputs(const MoeLayer& layer, int node, UnitRange piece, int tokens, int block, float* out);
+  // Some blocks of 64 outputs of all tokens, summed over the units of `piece`; out [blocks of the
+  // layer][tokens, 64].
+  void Outputs(const MoeLayer& layer, int node, UnitRange piece, int tokens, BlockRange blocks,
+               float* out);
 
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
   void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,

@@ -1,10 +1,12 @@
 // Many tokens an expert: weights are unpacked once into cache and swept over all its tokens.
 //
 // First pass: hidden states to activations, one task for an expert and some of its units. Second
-// pass: activations to outputs, one task for 64 outputs of every expert, so that each sum has one
-// owner and one order: the result depends on how units are placed on nodes, not on threads.
+// pass: activations to outputs, one task for some blocks of 64 outputs of every expert, so that each
+// sum has one owner and one order: the result depends on how units are placed on nodes, not on
+// threads.
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <numeric>
 
 #include "base/align.h"
@@ -14,12 +16,11 @@
 namespace lsg {
 namespace {
 
-// Tiles of 32 inputs unpacked at once: with 64 outputs their weights fill a part of L2, or with the
-// matrix unit's two tiles of outputs a part of L1.
-constexpr int kSweepTiles = 16;
 // Packed inputs swept at once: they stay in L2 beside the weights.
 constexpr int64_t kSweepInputBytes = 1 << 20;
 constexpr int kMaxSweepRows = 256;
+// Units whose weights meet in one sweep, at most: they go on the stack.
+constexpr int kMaxRuns = 64;
 // First-pass tasks of a node, at least, so that threads end together; from the shapes alone.
 constexpr int kTasks = 256;
 
@@ -48,6 +49,24 @@ struct SweepScratch {
   }
 };
 
+// Blocks of outputs of one second-pass task. More of them read a token's activations less often,
+// but their sums may no longer fit L2, and then go there and back for every expert.
+int OutputBlocks(int blocks, int tokens, int64_t act_row_bytes, int workers) {
+  constexpr int64_t kRowBytes = kBlockN * sizeof(float);
+  int best = 1;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int at_once = 1; at_once <= 16; at_once *= 2) {
+    // Two tasks a worker at least, so that workers end together.
+    if (at_once > 1 && at_once * workers * 2 > blocks) break;
+    const bool fits = at_once * tokens * kRowBytes <= kSweepInputBytes;
+    const int64_t moved = act_row_bytes / at_once + (fits ? 0 : 2 * kRowBytes);
+    if (moved >= least) continue;
+    best = at_once;
+    least = moved;
+  }
+  return best;
+}
+
 void FillRows(float* sums, int rows, const float* bias) {
   for (int r = 0; r < rows; ++r) {
     if (bias == nullptr) {
@@ -58,8 +77,10 @@ void FillRows(float* sums, int rows, const float* bias) {
   }
 }
 
-void Prefetch(const uint8_t* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(from + at, 0, 2);
+// The first inputs' weights of a panel's block, as many as a sweep takes.
+ByteRange FirstCodes(const Panel& panel, int block, int64_t tile_bytes, int max_tiles) {
+  const uint8_t* begin = panel.codes + int64_t{block} * panel.k_tiles * tile_bytes;
+  return {begin, begin + std::min(max_tiles, panel.k_tiles) * tile_bytes};
 }
 
 }  // namespace
@@ -132,7 +153,8 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
   const int k_tiles = layer.in_stride() / kTileK;
   const int64_t row_bytes = sweep.RowBytes(k_tiles);
   const int max_rows = SweepRows(row_bytes, expert.end - expert.begin);
-  const SweepScratch scratch(int64_t{kSweepTiles} * sweep.weight_bytes, max_rows * row_bytes);
+  const SweepScratch scratch(int64_t{std::min(sweep.max_tiles, k_tiles)} * sweep.weight_bytes,
+                             max_rows * row_bytes);
   const int64_t tile_bytes = layer.GateUpTileBytes();
   const int block_rows = layer.gated() ? kBlockN / 2 : kBlockN;
   const int first_unit = layer.UnitsOf(node).begin;
@@ -147,19 +169,20 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
       for (int block = 0; block < panel.blocks; ++block) {
         FillRows(scratch.sums, rows,
                  panel.bias == nullptr ? nullptr : panel.bias + block * kBlockN);
-        const uint8_t* codes = panel.codes + block * k_tiles * tile_bytes;
-        for (int k = 0; k < k_tiles; k += kSweepTiles) {
-          const int tiles = std::min(kSweepTiles, k_tiles - k);
-          const int coming = std::min(kSweepTiles, k_tiles - k - tiles);
-          Upcoming next = {codes + (k + tiles) * tile_bytes,
-                           codes + (k + tiles + coming) * tile_bytes};
-          if (coming == 0 && block + 1 == panel.blocks && unit + 1 < units.end) {
-            next.at = layer.GateUpPanel(unit + 1, expert.expert).codes;
-            next.end = next.at + std::min(kSweepTiles, k_tiles) * tile_bytes;
+        for (int k = 0; k < k_tiles; k += sweep.max_tiles) {
+          const WeightRun run{panel, block, k, std::min(sweep.max_tiles, k_tiles - k)};
+          ByteRange next{};
+          if (const int after = k + run.k_tiles; after < k_tiles) {
+            next = FirstCodes(panel, block, tile_bytes, k_tiles);
+            next.begin += after * tile_bytes;
+            next.end = std::min(next.end, next.begin + sweep.max_tiles * tile_bytes);
+          } else if (block + 1 < panel.blocks) {
+            next = FirstCodes(panel, block + 1, tile_bytes, sweep.max_tiles);
+          } else if (unit + 1 < units.end) {
+            next = FirstCodes(layer.GateUpPanel(unit + 1, expert.expert), 0, tile_bytes,
+                              sweep.max_tiles);
           }
-          sweep.unpack(panel, block, k, tiles, scratch.weights);
-          sweep.multiply(scratch.weights, tiles, panel.tiles_per_scale, x, k, scratch.sums, kBlockN,
-                         next);
+          sweep.sweep(&run, 1, x, k, scratch.weights, scratch.sums, kBlockN, {&next, 1});
         }
         const int tile = (unit - first_unit) * layer.unit_tiles() + block * block_rows / kTileK;
         for (int r = 0; r < rows; ++r) {
@@ -173,21 +196,22 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
   }
 }
 
-void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int tokens, int block,
-                        float* out) {
+void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int tokens,
+                        BlockRange blocks, float* out) {
   Workspace& ws = *workspace_;
   const SweepKernels& sweep = layer.down_sweep();
   const int unit_tiles = layer.unit_tiles();
-  const int out_stride = layer.out_stride();
   const int first_unit = layer.UnitsOf(node).begin;
-  const int units_at_once = std::max(kSweepTiles / unit_tiles, 1);
+  const int units_at_once = std::clamp(sweep.max_tiles / unit_tiles, 1, kMaxRuns);
   const SweepScratch scratch(int64_t{units_at_once} * unit_tiles * sweep.weight_bytes, 0);
   const int64_t in_row_bytes = layer.gate_up_sweep().RowBytes(layer.in_stride() / kTileK);
-  for (int token = 0; token < tokens; ++token) {
-    std::fill_n(out + int64_t{token} * out_stride + block * kBlockN, kBlockN, 0.0f);
-  }
+  const int64_t block_size = int64_t{tokens} * kBlockN;
+  std::fill(out + blocks.begin * block_size, out + blocks.end * block_size, 0.0f);
   const auto& experts = ws.routing.experts;
   const int64_t block_bytes = layer.DownBlockBytes();
+  const auto panel_of = [&](int unit, const ExpertTokens& expert, int block) {
+    return layer.DownPanel(unit, expert.expert, block, block + 1);
+  };
   for (size_t e = 0; e < experts.size(); ++e) {
     const ExpertTokens& expert = experts[e];
     // The rows that Activations packed together.
@@ -197,31 +221,36 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int to
       const RoutedToken* routed = ws.routing.tokens.data() + begin;
       const int rows = std::min(max_rows, expert.end - begin);
       const PackedRows x = ActRows(layer, node, begin, rows);
-      FillRows(scratch.sums, rows, nullptr);
-      for (int unit = piece.begin; unit < piece.end; unit += units_at_once) {
-        const int units = std::min(units_at_once, piece.end - unit);
-        int tiles_per_scale = 1;
-        for (int u = 0; u < units; ++u) {
-          const Panel panel = layer.DownPanel(unit + u, expert.expert, block, block + 1);
-          tiles_per_scale = std::min(panel.tiles_per_scale, unit_tiles);
-          sweep.unpack(panel, 0, 0, unit_tiles,
-                       scratch.weights + int64_t{u} * unit_tiles * sweep.weight_bytes);
-          // A block is a short run in each unit's record: no hardware prefetcher finds the next.
-          if (begin == expert.begin && e + 1 < experts.size()) {
-            const Panel next = layer.DownPanel(unit + u, experts[e + 1].expert, block, block + 1);
-            Prefetch(next.codes, block_bytes);
-            if (next.scales != nullptr) Prefetch(next.scales, kBlockN * sizeof(uint16_t));
+      for (int block = blocks.begin; block < blocks.end; ++block) {
+        const bool last = block + 1 == blocks.end;
+        const bool more = !last || e + 1 < experts.size();
+        FillRows(scratch.sums, rows, nullptr);
+        for (int unit = piece.begin; unit < piece.end; unit += units_at_once) {
+          const int units = std::min(units_at_once, piece.end - unit);
+          WeightRun runs[kMaxRuns];
+          ByteRange next[2 * kMaxRuns];
+          int ranges = 0;
+          for (int u = 0; u < units; ++u) {
+            runs[u] = {panel_of(unit + u, expert, block), 0, 0, unit_tiles};
+            if (begin != expert.begin || !more) continue;
+            // A block is a short run in each unit's record: no hardware prefetcher finds the next.
+            const Panel panel = last ? panel_of(unit + u, experts[e + 1], blocks.begin)
+                                     : panel_of(unit + u, expert, block + 1);
+            next[ranges++] = {panel.codes, panel.codes + block_bytes};
+            if (panel.scales != nullptr) {
+              next[ranges++] = {panel.scales, panel.scales + kBlockN * sizeof(uint16_t)};
+            }
           }
+          sweep.sweep(runs, units, x, (unit - first_unit) * unit_tiles, scratch.weights,
+                      scratch.sums, kBlockN, {next, ranges});
         }
-        sweep.multiply(scratch.weights, units * unit_tiles, tiles_per_scale, x,
-                       (unit - first_unit) * unit_tiles, scratch.sums, kBlockN, Upcoming{});
-      }
-      for (int r = 0; r < rows; ++r) {
-        float* y = out + int64_t{routed[r].token} * out_stride + block * kBlockN;
-        const float* sum = scratch.sums + r * kBlockN;
-        for (int n = 0; n < kBlockN; ++n) y[n] += sum[n];
-        if (bias != nullptr) {
-          for (int n = 0; n < kBlockN; ++n) y[n] += routed[r].weight * bias[block * kBlockN + n];
+        for (int r = 0; r < rows; ++r) {
+          float* y = out + block * block_size + int64_t{routed[r].token} * kBlockN;
+          const float* sum = scratch.sums + r * kBlockN;
+          for (int n = 0; n < kBlockN; ++n) y[n] += sum[n];
+          if (bias != nullptr) {
+            for (int n = 0; n < kBlockN; ++n) y[n] += routed[r].weight * bias[block * kBlockN + n];
+          }
         }
       }
     }
@@ -258,13 +287,29 @@ void MoeEngine::Prefill(const MoeLayer& layer, const Batch& batch, int first, in
                    units.begin + units.size() * (group + 1) / groups});
     }
     pool_->SyncNode();
-    for (int block = mine.next_block++; block < blocks; block = mine.next_block++) {
+    const int64_t act_row_bytes =
+        layer.down_sweep().RowBytes(layer.UnitsOf(node).size() * layer.unit_tiles());
+    const int at_once = OutputBlocks(blocks, tokens, act_row_bytes,
+                                     pool_->FirstWorker(node + 1) - pool_->FirstWorker(node));
+    for (int task = mine.next_block++; task * at_once < blocks; task = mine.next_block++) {
+      const BlockRange range{task * at_once, std::min((task + 1) * at_once, blocks)};
       for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
-        Outputs(layer, node, layer.pieces()[piece], tokens, block,
+        Outputs(layer, node, layer.pieces()[piece], tokens, range,
                 ws.PieceSum(layer, node, piece, tokens));
       }
     }
     AddPieces(layer, tokens, worker);
+  });
+  // Outputs came block by block.
+  pool_->Run([&](int worker) {
+    for (int token = worker; token < tokens; token += pool_->size()) {
+      for (int block = 0; block < blocks; ++block) {
+        const int at = block * kBlockN;
+        FromFloat(ws.out.data() + (int64_t{block} * tokens + token) * kBlockN, batch.dtype,
+                  int64_t{first + token} * layer.hidden_size() + at,
+                  std::min(kBlockN, layer.hidden_size() - at), batch.out);
+      }
+    }
   });
 }
 

@@ -63,7 +63,7 @@ struct MoeEngine::NodeWorkspace {
   Scratch<float> slots;         // [slot][token][out_stride]
   std::vector<uint8_t> filled;  // [slot][token]
   Scratch<uint8_t> packed_act;  // [routed token][the node's row of the down sweep]
-  Scratch<float> sums;          // [piece][token][out_stride]; unused where one piece is everything
+  Scratch<float> sums;          // [piece], each as `out`; unused where one piece is everything
 };
 
 // Routed experts whose ids lie in one range: indices into Routing::experts.
@@ -78,7 +78,9 @@ struct MoeEngine::Workspace {
   Scratch<float> hidden;    // [tokens, in_stride]
   Scratch<float> gathered;  // [routed tokens, in_stride], where inputs have orders
   Int8Rows hidden_int8;     // rows of `gathered` if there are any, else of `hidden`
-  Scratch<float> out;       // [tokens, out_stride]
+  // [tokens, out_stride]; of a prompt [blocks][tokens, 64], so that a block's owner writes to its own
+  // memory, and not to a few sets of its cache.
+  Scratch<float> out;
   std::vector<NodeWorkspace> nodes;
   Scratch<uint8_t> packed_hidden;          // [tokens][row of the gate_up sweep]
   std::vector<int32_t> by_size;            // indices of routing.experts, most tokens first
@@ -102,7 +104,7 @@ struct MoeEngine::Workspace {
     });
   }
 
-  // Where the sum of one of a node's pieces goes: [tokens, out_stride].
+  // Where the sum of one of a node's pieces goes, laid out as `out`.
   float* PieceSum(const MoeLayer& layer, int node, int piece, int tokens) {
     if (layer.pieces().size() == 1) return out.data();
     return nodes[node].sums.data() +

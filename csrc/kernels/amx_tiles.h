@@ -12,6 +12,11 @@
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(static_cast<const void*>(base)), \
                "r"(static_cast<ptrdiff_t>(stride))                                      \
                : "memory")
+// For what L1 has no room for anyway: it stays in L2, and does not drive the rest out of L1.
+#define LSG_TILE_LOAD_FAR(tile, base, stride)                                             \
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile::"r"(static_cast<const void*>(base)), \
+               "r"(static_cast<ptrdiff_t>(stride))                                        \
+               : "memory")
 #define LSG_TILE_STORE(tile, base, stride)                                             \
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(static_cast<void*>(base)), \
                "r"(static_cast<ptrdiff_t>(stride))                                     \

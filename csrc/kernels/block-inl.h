@@ -12,6 +12,8 @@ namespace lsg {
 namespace {
 
 constexpr int kParts = kTileN / Simd::kLanes;  // vectors that hold a tile's outputs
+// Tiles of inputs whose weights a sweep unpacks at once: they stay in L2 beside the inputs.
+constexpr int kSweepTiles = 16;
 inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kLineBytes) {
     __builtin_prefetch(codes + kPrefetchBytes + at, 0, 1);
@@ -51,29 +53,30 @@ struct GroupScales {
   alignas(64) float zero_point[kRun][kBlockN];
 
   // Of groups `first` … `first + count - 1`, counted through all blocks. `factor`, a power of two,
-  // is what the codes are off by.
-  void Load(const Panel& panel, int64_t first, int count, float factor = 1.0f) {
+  // is what the codes are off by. Only outputs begin … end - 1 are needed, multiples of 32.
+  void Load(const Panel& panel, int64_t first, int count, float factor = 1.0f, int begin = 0,
+            int end = kBlockN) {
     switch (panel.scale_dtype) {
       case ScaleDtype::kF32:
-        return Read<4>(panel, first, count, factor,
+        return Read<4>(panel, first, count, factor, begin, end,
                        [](const uint8_t* p) { return Simd::FromBits(Simd::LoadBits(p)); });
       case ScaleDtype::kF16:
-        return Read<2>(panel, first, count, factor,
+        return Read<2>(panel, first, count, factor, begin, end,
                        [](const uint8_t* p) { return Simd::LoadF16(p); });
       case ScaleDtype::kBf16:
-        return Read<2>(panel, first, count, factor, [](const uint8_t* p) {
+        return Read<2>(panel, first, count, factor, begin, end, [](const uint8_t* p) {
           return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(p)));
         });
       case ScaleDtype::kFp8E4m3:
-        return Read<1>(panel, first, count, factor,
+        return Read<1>(panel, first, count, factor, begin, end,
                        [](const uint8_t* p) { return E4m3::Decode(Simd::LoadU8(p)); });
       case ScaleDtype::kE8m0:
         // 2^(code - 127); 2^-127 (code 0) reads as 0.
-        return Read<1>(panel, first, count, factor, [](const uint8_t* p) {
+        return Read<1>(panel, first, count, factor, begin, end, [](const uint8_t* p) {
           return Simd::FromBits(Simd::ShiftLeft<23>(Simd::LoadU8(p)));
         });
       case ScaleDtype::kNone:
-        return Read<0>(panel, first, count, factor,
+        return Read<0>(panel, first, count, factor, begin, end,
                        [](const uint8_t*) { return Simd::Set1(1.0f); });
     }
   }
@@ -101,18 +104,19 @@ struct GroupScales {
 
  private:
   template <int kBytes, typename FromCodes>
-  void Read(const Panel& panel, int64_t first, int count, float factor, FromCodes&& from_codes) {
+  void Read(const Panel& panel, int64_t first, int count, float factor, int begin, int end,
+            FromCodes&& from_codes) {
     const uint8_t* from = panel.scales + first * (kBlockN / panel.scale_rows * kBytes);
     const Simd::F global[2] = {Simd::Set1(panel.global_scale[0] * factor),
                                Simd::Set1(panel.global_scale[1] * factor)};
     for (int g = 0; g < count; ++g, from += kBlockN / panel.scale_rows * kBytes) {
       if (panel.scale_rows == 1) {
-        for (int n = 0; n < kBlockN; n += Simd::kLanes) {
+        for (int n = begin; n < end; n += Simd::kLanes) {
           Simd::Store(scale[g] + n, Simd::Mul(from_codes(from + n * kBytes), global[n / 32]));
         }
       } else {
         // A vector of codes is read, so one that rows share is repeated.
-        for (int half = 0; half < 2; ++half) {
+        for (int half = begin / 32; half < end / 32; ++half) {
           alignas(64) uint8_t repeated[kTileN * 4];
           for (int i = 0; i < kTileN; ++i) {
             std::memcpy(repeated + i * kBytes, from + half * 32 / panel.scale_rows * kBytes,

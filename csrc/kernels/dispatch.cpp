@@ -6,12 +6,29 @@
 
 namespace lsg {
 
+namespace {
+
+template <int kBytes>
+void CopyCodes(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_step, int tiles) {
+  for (int tile = 0; tile < tiles; ++tile, from += from_step, to += to_step) {
+    std::memcpy(to, from, kBytes);
+  }
+}
+
+}  // namespace
+
 void SweepKernels::CopyRow(const PackedRows& from, int from_row, const PackedRows& to, int to_row,
                            int k_tiles) const {
+  // Copies of a known size are a few instructions, others a call.
+  const auto copy = code_bytes == kTileK       ? &CopyCodes<kTileK>
+                    : code_bytes == 2 * kTileK ? &CopyCodes<2 * kTileK>
+                                               : &CopyCodes<4 * kTileK>;
+  copy(from.codes + int64_t{from_row} * code_bytes, int64_t{from.rows} * code_bytes,
+       to.codes + int64_t{to_row} * code_bytes, int64_t{to.rows} * code_bytes, k_tiles);
+  if (meta_bytes == 0) return;
   for (int64_t tile = 0; tile < k_tiles; ++tile) {
-    const int64_t source = tile * from.rows + from_row, target = tile * to.rows + to_row;
-    std::memcpy(to.codes + target * code_bytes, from.codes + source * code_bytes, code_bytes);
-    std::memcpy(to.metas + target * meta_bytes, from.metas + source * meta_bytes, meta_bytes);
+    std::memcpy(to.metas + (tile * to.rows + to_row) * meta_bytes,
+                from.metas + (tile * from.rows + from_row) * meta_bytes, meta_bytes);
   }
 }
 

@@ -81,32 +81,58 @@ struct PackedRows {
   int rows;
 };
 
-// Weights that will be unpacked next: a sweep brings them to L2 while it multiplies.
-struct Upcoming {
-  const uint8_t* at = nullptr;
-  const uint8_t* end = nullptr;
+// Some inputs' weights of a block of 64 outputs: tiles k_tile … k_tile + k_tiles - 1.
+struct WeightRun {
+  Panel panel;
+  int block, k_tile, k_tiles;
+};
+
+struct ByteRange {
+  const uint8_t* begin;
+  const uint8_t* end;
+};
+
+// Weights that come after these: a sweep brings them to L2 meanwhile, a few lines at a time, because
+// more than a core can wait for would hold up its other loads.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  Upcoming(const ByteRange* ranges, int count) : range_(ranges), end_(ranges + count) {
+    if (count > 0) at_ = ranges->begin;
+  }
 
   // Lines to fetch in each of `steps` steps so that all are under way at the end.
   int PerStep(int64_t steps) const {
-    return static_cast<int>(((end - at) / kLineBytes + steps - 1) / (steps > 0 ? steps : 1));
+    int64_t lines = 0;
+    for (const ByteRange* r = range_; r < end_; ++r) lines += (r->end - r->begin) / kLineBytes + 1;
+    return static_cast<int>((lines + steps - 1) / (steps > 0 ? steps : 1));
   }
   void Fetch(int lines) {
-    for (int i = 0; i < lines && at < end; ++i, at += kLineBytes) __builtin_prefetch(at, 0, 2);
+    for (; lines > 0 && range_ < end_; --lines) {
+      __builtin_prefetch(at_, 0, 2);
+      at_ += kLineBytes;
+      if (at_ >= range_->end && ++range_ < end_) at_ = range_->begin;
+    }
   }
+
+ private:
+  const ByteRange* range_ = nullptr;
+  const ByteRange* end_ = nullptr;
+  const uint8_t* at_ = nullptr;
 };
 
 // Many tokens through one panel: weights are unpacked once, into cache, and meet every token there.
 struct SweepKernels {
   int code_bytes, meta_bytes;  // of a token's 32 inputs
-  int weight_bytes;            // of a block's 64 × 32 weights, unpacked
+  int max_tiles;               // of inputs in one call
+  int weight_bytes;            // of scratch memory for each of them
   // Packs x[tiles · 32] as tiles first_tile … of a row.
   void (*pack)(const float* x, int tiles, const PackedRows& rows, int first_tile, int row);
-  // Unpacks k_tiles tiles of a block, from k_tile on, to [k_tiles][weight_bytes], 64-byte aligned.
-  void (*unpack)(const Panel&, int block, int k_tile, int k_tiles, uint8_t* weights);
-  // y[t · y_stride + n] += sum over k of w[n, k] · x[t][k], n < 64, t < x.rows; weights meet tiles
-  // first_tile … of the rows. tiles_per_scale is the panel's. Bias is not added.
-  void (*multiply)(const uint8_t* weights, int k_tiles, int tiles_per_scale, const PackedRows& x,
-                   int first_tile, float* y, ptrdiff_t y_stride, Upcoming next);
+  // y[t · y_stride + n] += sum over k of w[n, k] · x[t][k], n < 64, t < x.rows, where w are `count`
+  // runs side by side; they meet tiles first_tile … of the rows. `scratch`, 64-byte aligned, holds
+  // weight_bytes for each tile of inputs. Bias is not added.
+  void (*sweep)(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
+                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next);
 
   int64_t RowBytes(int k_tiles) const { return int64_t{k_tiles} * (code_bytes + meta_bytes); }
   // Rows packed in `memory` of rows · RowBytes(k_tiles) bytes.

@@ -105,7 +105,7 @@ void MultiplyTileRest(int tokens, const float* w, const float* scale, const floa
 }
 
 template <class Weight, int kGroups>
-void MultiplyFloat(const uint8_t* weights, int k_tiles, int, const PackedRows& rows, int first_tile,
+void MultiplyFloat(const uint8_t* weights, int k_tiles, const PackedRows& rows, int first_tile,
                    float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kPerGroup = kTileK / kGroups;
   const auto* in = reinterpret_cast<const FloatWeights<kGroups>*>(weights);
@@ -131,13 +131,24 @@ void MultiplyFloat(const uint8_t* weights, int k_tiles, int, const PackedRows& r
 }
 
 template <class Weight, int kGroups>
+void SweepFloat(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
+                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
+  int tiles = 0;
+  for (const WeightRun* run = runs; run < runs + count; tiles += run->k_tiles, ++run) {
+    UnpackFloat<Weight, kGroups>(run->panel, run->block, run->k_tile, run->k_tiles,
+                                 scratch + tiles * sizeof(FloatWeights<kGroups>));
+  }
+  MultiplyFloat<Weight, kGroups>(scratch, tiles, x, first_tile, y, y_stride, next);
+}
+
+template <class Weight, int kGroups>
 constexpr SweepKernels kFloatSweep = {
     .code_bytes = kTileK * sizeof(float),
     .meta_bytes = 0,
+    .max_tiles = kSweepTiles,
     .weight_bytes = sizeof(FloatWeights<kGroups>),
     .pack = &PackFloat,
-    .unpack = &UnpackFloat<Weight, kGroups>,
-    .multiply = &MultiplyFloat<Weight, kGroups>,
+    .sweep = &SweepFloat<Weight, kGroups>,
 };
 
 }  // namespace

@@ -71,7 +71,7 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
 }
 
 template <class Weight, int kGroups>
-void MultiplyInt8(const uint8_t* weights, int k_tiles, int, const PackedRows& x, int first_tile,
+void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int first_tile,
                   float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kPerGroup = kTileOperands / kGroups;
   constexpr int kSums = kTileSums<Weight, kGroups> / kGroups;
@@ -114,13 +114,24 @@ void MultiplyInt8(const uint8_t* weights, int k_tiles, int, const PackedRows& x,
 }
 
 template <class Weight, int kGroups>
+void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
+               uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
+  int tiles = 0;
+  for (const WeightRun* run = runs; run < runs + count; tiles += run->k_tiles, ++run) {
+    UnpackInt8<Weight, kGroups>(run->panel, run->block, run->k_tile, run->k_tiles,
+                                scratch + tiles * sizeof(Int8Weights<kGroups>));
+  }
+  MultiplyInt8<Weight, kGroups>(scratch, tiles, x, first_tile, y, y_stride, next);
+}
+
+template <class Weight, int kGroups>
 constexpr SweepKernels kInt8Sweep = {
     .code_bytes = kTileK,
     .meta_bytes = sizeof(Int8Meta<kGroups>),
+    .max_tiles = kSweepTiles,
     .weight_bytes = sizeof(Int8Weights<kGroups>),
     .pack = &PackInt8<kGroups>,
-    .unpack = &UnpackInt8<Weight, kGroups>,
-    .multiply = &MultiplyInt8<Weight, kGroups>,
+    .sweep = &SweepInt8<Weight, kGroups>,
 };
 
 }  // namespace

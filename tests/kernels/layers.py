@@ -314,12 +314,12 @@ def oracle(
 ) -> tuple[F64, F64]:
     """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it.
 
-    int8: inputs meet the weights as int8; bf16: as bf16, and so do f16 weights.
+    int8: inputs meet the weights as int8; bf16: as bf16, and weights that are not are rounded to it.
     """
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
     spec = layer.spec
-    weight_error = U_BF16 if bf16 and spec.gate_up.dtype == _core.Dtype.F16 else 0.0
+    weight_error = U_BF16 if bf16 and spec.gate_up.dtype != _core.Dtype.BF16 else 0.0
     terms = ids.shape[1] * (spec.intermediate_size + spec.num_units) + 8
     for t, (token_ids, token_weights) in enumerate(zip(ids, weights, strict=True)):
         magnitude = np.zeros(spec.hidden_size)

@@ -34,26 +34,20 @@ def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
 FUSED_TOKENS = 128
 
 
-def bf16_inputs(engine: _core.Engine, panel: _core.PanelFormat, tokens: int, int8: bool) -> bool:
-    """Whether the matrix unit multiplies, with inputs rounded to bf16."""
-    in_halves = panel.scale_k == 16
-    eight_bits_and_zero = panel.dtype == _core.Dtype.INT8 and panel.zero_point
-    return (
-        engine.isa == _core.Isa.AMX
-        and tokens > FUSED_TOKENS
-        and not (int8 or in_halves or eight_bits_and_zero)
-    )
+def multiplies_as_bf16(engine: _core.Engine, tokens: int) -> bool:
+    """Whether the matrix unit multiplies: weights, scaled, and inputs are rounded to bf16."""
+    return engine.isa == _core.Isa.AMX and tokens > FUSED_TOKENS
 
 
 def check(
     layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation
 ) -> None:
     rng = np.random.default_rng(tokens)
-    activation["bf16"] = bf16_inputs(engine, layer.spec.gate_up, tokens, int8)
+    bf16 = multiplies_as_bf16(engine, tokens)
     hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
     got = forward(engine, handle, hidden, ids, weights)
-    want, bound = oracle(layer, hidden, ids, weights, int8=int8, **activation)
+    want, bound = oracle(layer, hidden, ids, weights, int8=int8 and not bf16, bf16=bf16, **activation)
     excess = np.abs(got - want) / np.maximum(bound, 1e-30)
     assert np.isfinite(got).all()
     assert excess.max() <= 1, f"error {np.abs(got - want).max():.3g} is {excess.max():.3g} of the bound"
@@ -138,13 +132,12 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
     for tokens in (1, 3, 20, 150):
         hidden = rng.normal(size=(tokens, 200)).astype(np.float32)
         ids, weights = routing(rng, tokens, 8, 4)
-        int8 = activations == "int8" and FORMATS[fmt].dtype in INT8_WEIGHTS
         results: dict[bool, set[bytes]] = {}
         for isa in ISAS:
             for threads in (1, 2, 5):
                 engine = _core.Engine(threads=threads, isa=isa, activations=activations)
                 handle = engine.add_layer(str(layer.path))
-                rounds = bf16_inputs(engine, FORMATS[fmt], tokens, int8)
+                rounds = multiplies_as_bf16(engine, tokens)
                 got = forward(engine, handle, hidden, ids, weights).tobytes()
                 results.setdefault(rounds, set()).add(got)
         assert all(len(same) == 1 for same in results.values())
@@ -249,7 +242,8 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         ids, weights = routing(rng, tokens, 4, 2)
         got = forward(engine, handle, bits, ids, weights, dtype)
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
-        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=True)
+        bf16 = multiplies_as_bf16(engine, tokens)
+        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=not bf16, bf16=bf16)
         # Rounding to 8 (11) significant bits is off by at most 2⁻⁸ (2⁻¹¹) of the value, f16's subnormals by
         # 2⁻²⁵.
         assert (
@@ -268,7 +262,8 @@ def test_padding_routes_nowhere(tmp_path: Path):
     ids[7, 1] = -1
     for tokens in (8, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=True)
+        bf16 = multiplies_as_bf16(engine, tokens)
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=not bf16, bf16=bf16)
         assert not got[5].any()
         assert (np.abs(got - want) <= bound).all()
     none = forward(engine, handle, hidden[:1], np.full((1, 3), -1, np.int32), weights[:1])
@@ -285,7 +280,7 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     ids[::2, 2] = ids[::2, 0]
     for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        rounds = bf16_inputs(engine, layer.spec.gate_up, tokens, int8=False)
+        rounds = multiplies_as_bf16(engine, tokens)
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=False, bf16=rounds)
         assert (np.abs(got - want) <= bound).all()
 
