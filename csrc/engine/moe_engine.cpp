@@ -100,9 +100,7 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
       const int pieces = layer.EndPiece(node) - layer.FirstPiece(node);
       if (layer.pieces().size() > 1) mine.sums.Grow(int64_t{pieces} * tokens * layer.out_stride());
     }
-    const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
-    const int64_t rows = int64_t{layer.units()} * ExpertRanges(layer) * tokens;
-    if (tokens <= kFusedTokens && rows * row_bytes <= kFusedBytes) {
+    if (InOnePass(layer_index, tokens, batch.top_k)) {
       LoadHidden(layer, batch, first, tokens);
       Fused(layer, tokens);
       StoreOut(layer, batch, first, tokens);
@@ -111,6 +109,18 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
     }
   }
   if (trace_ != nullptr) trace_->Record({begin, Trace::Now(), layer_index, batch.tokens});
+}
+
+// From the shapes alone, so that which way a batch takes, and so its bits, does not depend on the
+// experts that it chose.
+bool MoeEngine::InOnePass(int layer_index, int tokens, int top_k) const {
+  const MoeLayer& layer = *layers_.at(layer_index);
+  const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
+  const int64_t rows = int64_t{layer.units()} * ExpertRanges(layer) * tokens;
+  if (tokens > kFusedTokens || rows * row_bytes > kFusedBytes) return false;
+  const int64_t worth =
+      std::max(layer.gate_up_sweep().worth_tokens, layer.down_sweep().worth_tokens);
+  return int64_t{tokens} * top_k <= worth * layer.num_experts();
 }
 
 const MoeLayer& MoeEngine::Layer(int layer) const {

@@ -57,6 +57,10 @@ class MoeEngine {
   // handle.
   bool Int8Inputs(int layer) const { return layers_.at(layer)->int8_gate_up(); }
 
+  // Whether so many tokens take one pass over the weights they need, which gives each token the
+  // same bits as alone; more of them take two. Throws std::out_of_range for a bad handle.
+  bool InOnePass(int layer, int tokens, int top_k) const;
+
   // Records every Forward from now on in this file. Throws CapacityError.
   void TraceTo(const std::string& path);
 

@@ -1,8 +1,8 @@
 // Many tokens an expert: weights are unpacked once into cache and swept over all its tokens.
 //
 // First pass: hidden states to activations, one task for an expert and some of its units. Second
-// pass: activations to outputs, one task for some blocks of 64 outputs of every expert, so that each
-// sum has one owner and one order: the result depends on how units are placed on nodes, not on
+// pass: activations to outputs, one task for some blocks of 64 outputs of every expert, so that
+// each sum has one owner and one order: the result depends on how units are placed on nodes, not on
 // threads.
 #include <algorithm>
 #include <atomic>

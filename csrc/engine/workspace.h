@@ -78,8 +78,8 @@ struct MoeEngine::Workspace {
   Scratch<float> hidden;    // [tokens, in_stride]
   Scratch<float> gathered;  // [routed tokens, in_stride], where inputs have orders
   Int8Rows hidden_int8;     // rows of `gathered` if there are any, else of `hidden`
-  // [tokens, out_stride]; of a prompt [blocks][tokens, 64], so that a block's owner writes to its own
-  // memory, and not to a few sets of its cache.
+  // [tokens, out_stride]; of a prompt [blocks][tokens, 64], so that a block's owner writes to its
+  // own memory, and not to a few sets of its cache.
   Scratch<float> out;
   std::vector<NodeWorkspace> nodes;
   Scratch<uint8_t> packed_hidden;          // [tokens][row of the gate_up sweep]

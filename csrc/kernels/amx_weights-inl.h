@@ -82,9 +82,8 @@ struct F16Pairs {
   static constexpr bool kScaled = false, kZeroPoints = false;
   static void Line(const uint8_t* codes, const TileScales&, __m512i* rows) {
     const auto* half = reinterpret_cast<const __m256i*>(codes);
-    rows[0] = std::bit_cast<__m512i>(
-        _mm512_cvtne2ps_pbh(_mm512_cvtph_ps(_mm256_loadu_si256(half + 1)),
-                            _mm512_cvtph_ps(_mm256_loadu_si256(half))));
+    rows[0] = std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(
+        _mm512_cvtph_ps(_mm256_loadu_si256(half + 1)), _mm512_cvtph_ps(_mm256_loadu_si256(half))));
   }
 };
 
@@ -140,8 +139,7 @@ struct Fp8Pairs {
     const __m512i low_bytes = _mm512_set1_epi16(0x00ff);
     const __m512i even =
         _mm512_ternarylogic_epi32(low_bytes, low, _mm512_slli_epi16(high, 8), 0xca);
-    const __m512i odd =
-        _mm512_ternarylogic_epi32(low_bytes, _mm512_srli_epi16(low, 8), high, 0xca);
+    const __m512i odd = _mm512_ternarylogic_epi32(low_bytes, _mm512_srli_epi16(low, 8), high, 0xca);
     rows[0] = Scaled(even, scales.scale);
     rows[1] = Scaled(odd, scales.scale);
   }
@@ -181,12 +179,9 @@ struct NibblePairs {
       return _mm512_mul_ps(value, scales.scale);
     };
     rows[0] = RoundPairs(weight(code), weight(_mm512_srli_epi32(code, 16)));
-    rows[1] =
-        RoundPairs(weight(_mm512_srli_epi32(code, 4)), weight(_mm512_srli_epi32(code, 20)));
-    rows[2] =
-        RoundPairs(weight(_mm512_srli_epi32(code, 8)), weight(_mm512_srli_epi32(code, 24)));
-    rows[3] =
-        RoundPairs(weight(_mm512_srli_epi32(code, 12)), weight(_mm512_srli_epi32(code, 28)));
+    rows[1] = RoundPairs(weight(_mm512_srli_epi32(code, 4)), weight(_mm512_srli_epi32(code, 20)));
+    rows[2] = RoundPairs(weight(_mm512_srli_epi32(code, 8)), weight(_mm512_srli_epi32(code, 24)));
+    rows[3] = RoundPairs(weight(_mm512_srli_epi32(code, 12)), weight(_mm512_srli_epi32(code, 28)));
   }
 };
 
@@ -205,8 +200,7 @@ struct Int8Pairs {
       if constexpr (kHasZeroPoints) value = _mm512_sub_ps(value, scales.zero_point);
       return _mm512_mul_ps(value, scales.scale);
     };
-    rows[0] =
-        RoundPairs(weight(_mm512_slli_epi32(code, 24)), weight(_mm512_slli_epi32(code, 8)));
+    rows[0] = RoundPairs(weight(_mm512_slli_epi32(code, 24)), weight(_mm512_slli_epi32(code, 8)));
     rows[1] = RoundPairs(weight(_mm512_slli_epi32(code, 16)), weight(code));
   }
 };

@@ -14,6 +14,8 @@ namespace {
 constexpr int kParts = kTileN / Simd::kLanes;  // vectors that hold a tile's outputs
 // Tiles of inputs whose weights a sweep unpacks at once: they stay in L2 beside the inputs.
 constexpr int kSweepTiles = 16;
+// As worth_tokens: up to the number of tokens that one pass takes, it is faster.
+constexpr int kOnlyPrompts = 1 << 20;
 inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kLineBytes) {
     __builtin_prefetch(codes + kPrefetchBytes + at, 0, 1);

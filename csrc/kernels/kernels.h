@@ -92,8 +92,8 @@ struct ByteRange {
   const uint8_t* end;
 };
 
-// Weights that come after these: a sweep brings them to L2 meanwhile, a few lines at a time, because
-// more than a core can wait for would hold up its other loads.
+// Weights that come after these: a sweep brings them to L2 meanwhile, a few lines at a time,
+// because more than a core can wait for would hold up its other loads.
 class Upcoming {
  public:
   Upcoming() = default;
@@ -125,7 +125,10 @@ class Upcoming {
 struct SweepKernels {
   int code_bytes, meta_bytes;  // of a token's 32 inputs
   int max_tiles;               // of inputs in one call
-  int weight_bytes;            // of scratch memory for each of them
+  // Routed tokens an expert, on average, from which two passes that sweep are faster than one that
+  // meets four tokens at a time.
+  int worth_tokens;
+  int weight_bytes;  // of scratch memory for each of them
   // Packs x[tiles · 32] as tiles first_tile … of a row.
   void (*pack)(const float* x, int tiles, const PackedRows& rows, int first_tile, int row);
   // y[t · y_stride + n] += sum over k of w[n, k] · x[t][k], n < 64, t < x.rows, where w are `count`

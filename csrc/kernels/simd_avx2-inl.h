@@ -76,6 +76,7 @@ struct Simd {
   static I Dot16(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
   // Sums of two products in 16 bits: with weights ≤ 15 and |x| ≤ 127, eight of them reach 30480 <
   // 32768.
+  static constexpr int kDotBits = 16;
   static I Dot(I acc, I u8, I s8) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u8, s8)); }
   static I FinishDot(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
   // |w| · (x with w's sign): two products are at most 2 · 128 · 127 < 32768.

@@ -76,6 +76,7 @@ struct Simd {
 #ifdef __AVX512VNNI__
   // Per lane: acc + the two products.
   static I Dot16(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
+  static constexpr int kDotBits = 32;
   static I Dot(I acc, I u8, I s8) { return _mm512_dpbusd_epi32(acc, u8, s8); }
   static I FinishDot(I acc) { return acc; }
   // The instruction takes unsigned weights.
@@ -84,6 +85,7 @@ struct Simd {
 #else
   static I Dot16(I acc, I a, I b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
   // 16-bit sums as on AVX2; eight fit.
+  static constexpr int kDotBits = 16;
   static I Dot(I acc, I u8, I s8) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(u8, s8)); }
   static I FinishDot(I acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }
   // |w| · (x with w's sign): two products are at most 2 · 128 · 127 < 32768.

@@ -99,6 +99,7 @@ struct Simd {
   }
   // Per lane: acc + sum of four products of unsigned and signed bytes, at most eight times before
   // FinishDot.
+  static constexpr int kDotBits = 32;
   static I Dot(I acc, I u8, I s8) {
     for (int i = 0; i < 4; ++i) {
       const auto product = static_cast<int32_t>((u8 >> (8 * i)) & 0xff) *

@@ -146,6 +146,7 @@ constexpr SweepKernels kFloatSweep = {
     .code_bytes = kTileK * sizeof(float),
     .meta_bytes = 0,
     .max_tiles = kSweepTiles,
+    .worth_tokens = kOnlyPrompts,
     .weight_bytes = sizeof(FloatWeights<kGroups>),
     .pack = &PackFloat,
     .sweep = &SweepFloat<Weight, kGroups>,

@@ -1,6 +1,5 @@
-// Many tokens through one panel, int8 inputs: a block's weights are unpacked once, then stay in
-// registers, 16 outputs by 32 inputs at a time, while every token passes. The same bits as
-// panel_int8-inl.h gives.
+// Many tokens through one panel, int8 inputs: a block's weights are unpacked once, into cache, then
+// a few tokens' sums at a time stay in registers. The same bits as panel_int8-inl.h gives.
 #pragma once
 
 #include "kernels/panel_int8-inl.h"
@@ -14,6 +13,8 @@ template <int kGroups>
 struct Int8Meta {
   float scale;
   float minus_sum[kGroups];
+  // minus_sum times the zero point of weights that bring none.
+  int32_t minus_offset[kGroups];
 };
 
 // A block's 64 × 32 weights, unpacked: operands by tile, scales and zero points by group.
@@ -23,7 +24,7 @@ struct Int8Weights {
   GroupScales<kGroups> scales;
 };
 
-template <int kGroups>
+template <class Weight, int kGroups>
 void PackInt8(const float* x, int tiles, const PackedRows& rows, int first_tile, int row) {
   for (int tile = 0; tile < tiles; ++tile) {
     const int64_t at = int64_t{first_tile + tile} * rows.rows + row;
@@ -31,11 +32,11 @@ void PackInt8(const float* x, int tiles, const PackedRows& rows, int first_tile,
     int16_t half_sums[2];
     QuantizeRow(x + tile * kTileK, 1, reinterpret_cast<int8_t*>(rows.codes) + at * kTileK, &scale,
                 half_sums);
-    Int8Meta<kGroups> meta{scale, {}};
-    if constexpr (kGroups == 1) {
-      meta.minus_sum[0] = static_cast<float>(-(half_sums[0] + half_sums[1]));
-    } else {
-      for (int g = 0; g < kGroups; ++g) meta.minus_sum[g] = static_cast<float>(-half_sums[g]);
+    Int8Meta<kGroups> meta{scale, {}, {}};
+    for (int g = 0; g < kGroups; ++g) {
+      const int sum = kGroups == 1 ? half_sums[0] + half_sums[1] : half_sums[g];
+      meta.minus_sum[g] = static_cast<float>(-sum);
+      meta.minus_offset[g] = -sum * static_cast<int>(Weight::kDefaultZeroPoint);
     }
     std::memcpy(rows.metas + at * sizeof meta, &meta, sizeof meta);
   }
@@ -50,9 +51,8 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
   for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
     const int64_t group = GroupOf<kGroups>(panel, block, k);
     out->scales.Load(panel, group, kGroups, Weight::kScale);
-    if constexpr (Weight::kOffset) {
-      out->scales.LoadZeroPoints(panel, group, kGroups, Weight::kZeroPointShift,
-                                 Weight::kDefaultZeroPoint);
+    if (panel.zero_points != nullptr) {
+      out->scales.LoadZeroPoints(panel, group, kGroups, Weight::kZeroPointShift, 0.0f);
     }
     for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
       if (panel.whole) PrefetchTile(codes, kTileBytes);
@@ -70,44 +70,111 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
   }
 }
 
-template <class Weight, int kGroups>
-void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int first_tile,
-                  float* y, ptrdiff_t y_stride, Upcoming next) {
+inline Simd::I Offset(const int32_t& value) {
+  return Simd::Broadcast4(reinterpret_cast<const int8_t*>(&value));
+}
+
+// Vectors of outputs, and tokens, whose sums and dot products fit the registers. With two vectors
+// an input is loaded once for both.
+constexpr int kInt8SweepVectors = Simd::kLanes == 16 ? 2 : 1;
+constexpr int kInt8SweepTokens = Simd::kLanes == 16 ? 6 : 4;
+
+// Some vectors of outputs, from `n` on, of M tokens: sums stay in registers through all inputs.
+// `codes` and `metas` are the first token's in the first tile of inputs.
+template <class Weight, int kGroups, bool kZeroPoints, int M>
+void MultiplyInt8Tokens(const Int8Weights<kGroups>* in, int k_tiles, int n, const int8_t* codes,
+                        const Int8Meta<kGroups>* metas, int rows, float* y, ptrdiff_t y_stride) {
+  constexpr int kV = kInt8SweepVectors;
   constexpr int kPerGroup = kTileOperands / kGroups;
   constexpr int kSums = kTileSums<Weight, kGroups> / kGroups;
+  // Sums of 32 bits can begin with the offset.
+  constexpr bool kInDot = Weight::kOffset && !kZeroPoints && Simd::kDotBits == 32;
+  Simd::F sums[M][kV];
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kV; ++v) sums[m][v] = Simd::Load(y + m * y_stride + v * Simd::kLanes);
+  }
+  for (int k = 0; k < k_tiles; ++k, ++in, codes += int64_t{rows} * kTileK, metas += rows) {
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+      Simd::I dot[M][kV][kSums];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < kV; ++v) {
+          for (int i = 0; i < kSums; ++i) dot[m][v][i] = Simd::ZeroBits();
+          if constexpr (kInDot) dot[m][v][0] = Offset(metas[m].minus_offset[g]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kPerGroup; ++i) {
+        const int at = g * kPerGroup + i;
+        Simd::I w[kV];
+        for (int v = 0; v < kV; ++v) {
+          const int out = n + v * Simd::kLanes;
+          w[v] = Simd::LoadBits(in->operands[out / kTileN][at] + out % kTileN * 4);
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const Simd::I x = Simd::Broadcast4(codes + m * kTileK + 4 * at);
+          for (int v = 0; v < kV; ++v) {
+            Simd::I& sum = dot[m][v][i * kSums / kPerGroup];
+            sum = Weight::Dot(sum, w[v], x);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Simd::F x_scale = Simd::Set1(metas[m].scale);
+        for (int v = 0; v < kV; ++v) {
+          const int out = n + v * Simd::kLanes;
+          Simd::I sum = FinishSums<Weight, kSums>(dot[m][v]);
+          if constexpr (Weight::kOffset && !kZeroPoints && !kInDot) {
+            sum = Simd::AddInt(sum, Offset(metas[m].minus_offset[g]));
+          }
+          Simd::F value = Simd::FromInt(sum);
+          if constexpr (kZeroPoints) {
+            value = Simd::Fma(Simd::Load(in->scales.zero_point[g] + out),
+                              Simd::Set1(metas[m].minus_sum[g]), value);
+          }
+          const Simd::F both_scales = Simd::Mul(Simd::Load(in->scales.scale[g] + out), x_scale);
+          sums[m][v] = Simd::Fma(value, both_scales, sums[m][v]);
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kV; ++v) Simd::Store(y + m * y_stride + v * Simd::kLanes, sums[m][v]);
+  }
+}
+
+template <class Weight, int kGroups, bool kZeroPoints>
+void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int first_tile,
+                  float* y, ptrdiff_t y_stride, Upcoming next) {
   const auto* in = reinterpret_cast<const Int8Weights<kGroups>*>(weights);
-  const int lines = next.PerStep(int64_t{k_tiles} * kBlockN / Simd::kLanes);
-  for (int k = 0; k < k_tiles; ++k, ++in) {
-    const int64_t at = int64_t{first_tile + k} * x.rows;
-    const auto* codes = reinterpret_cast<const int8_t*>(x.codes) + at * kTileK;
-    const auto* metas = reinterpret_cast<const Int8Meta<kGroups>*>(x.metas) + at;
-    for (int n = 0; n < kBlockN; n += Simd::kLanes) {
-      next.Fetch(lines);
-      const uint8_t* operands = in->operands[n / kTileN][0] + n % kTileN * 4;
-      for (int g = 0; g < kGroups; ++g) {
-        Simd::I w[kPerGroup];
-        for (int i = 0; i < kPerGroup; ++i) {
-          w[i] = Simd::LoadBits(operands + (g * kPerGroup + i) * kLineBytes);
-        }
-        const Simd::F scale = Simd::Load(in->scales.scale[g] + n);
-        for (int token = 0; token < x.rows; ++token) {
-          const int8_t* inputs = codes + token * kTileK + g * kPerGroup * 4;
-          const Int8Meta<kGroups>& meta = metas[token];
-          Simd::I dot[kSums];
-          for (int i = 0; i < kSums; ++i) dot[i] = Simd::ZeroBits();
-          for (int i = 0; i < kPerGroup; ++i) {
-            Simd::I& sum = dot[i * kSums / kPerGroup];
-            sum = Weight::Dot(sum, w[i], Simd::Broadcast4(inputs + 4 * i));
-          }
-          Simd::F value = Simd::FromInt(FinishSums<Weight, kSums>(dot));
-          if constexpr (Weight::kOffset) {
-            value = Simd::Fma(Simd::Load(in->scales.zero_point[g] + n),
-                              Simd::Set1(meta.minus_sum[g]), value);
-          }
-          const Simd::F both_scales = Simd::Mul(scale, Simd::Set1(meta.scale));
-          float* sum = y + token * y_stride + n;
-          Simd::Store(sum, Simd::Fma(value, both_scales, Simd::Load(sum)));
-        }
+  const int64_t at = int64_t{first_tile} * x.rows;
+  const auto* codes = reinterpret_cast<const int8_t*>(x.codes) + at * kTileK;
+  const auto* metas = reinterpret_cast<const Int8Meta<kGroups>*>(x.metas) + at;
+  constexpr int kOutputs = kInt8SweepVectors * Simd::kLanes;
+  const int64_t blocks = (x.rows + kInt8SweepTokens - 1) / kInt8SweepTokens;
+  const int lines = next.PerStep(blocks * kBlockN / kOutputs);
+  for (int n = 0; n < kBlockN; n += kOutputs) {
+    for (int m = 0; m < x.rows;) {
+      const auto multiply = [&]<int M>() {
+        next.Fetch(lines);
+        MultiplyInt8Tokens<Weight, kGroups, kZeroPoints, M>(
+            in, k_tiles, n, codes + m * kTileK, metas + m, x.rows, y + m * y_stride + n, y_stride);
+        m += M;
+      };
+      const int left = x.rows - m;
+      if (left >= kInt8SweepTokens) {
+        multiply.template operator()<kInt8SweepTokens>();
+      } else if (left >= 4) {
+        multiply.template operator()<4>();
+      } else if (left == 3) {
+        multiply.template operator()<3>();
+      } else if (left == 2) {
+        multiply.template operator()<2>();
+      } else {
+        multiply.template operator()<1>();
       }
     }
   }
@@ -121,7 +188,9 @@ void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_
     UnpackInt8<Weight, kGroups>(run->panel, run->block, run->k_tile, run->k_tiles,
                                 scratch + tiles * sizeof(Int8Weights<kGroups>));
   }
-  MultiplyInt8<Weight, kGroups>(scratch, tiles, x, first_tile, y, y_stride, next);
+  const auto multiply = runs->panel.zero_points != nullptr ? &MultiplyInt8<Weight, kGroups, true>
+                                                           : &MultiplyInt8<Weight, kGroups, false>;
+  multiply(scratch, tiles, x, first_tile, y, y_stride, next);
 }
 
 template <class Weight, int kGroups>
@@ -129,8 +198,9 @@ constexpr SweepKernels kInt8Sweep = {
     .code_bytes = kTileK,
     .meta_bytes = sizeof(Int8Meta<kGroups>),
     .max_tiles = kSweepTiles,
+    .worth_tokens = kOnlyPrompts,
     .weight_bytes = sizeof(Int8Weights<kGroups>),
-    .pack = &PackInt8<kGroups>,
+    .pack = &PackInt8<Weight, kGroups>,
     .sweep = &SweepInt8<Weight, kGroups>,
 };
 

@@ -392,6 +392,8 @@ class Engine:
         """
     def int8_inputs(self, layer: int) -> bool:
         """Whether the layer's inputs are quantised to int8; otherwise its kernels take them as floats."""
+    def in_one_pass(self, layer: int, tokens: int, top_k: int) -> bool:
+        """Whether a batch takes one pass over weights, in which a token's bits are the same as alone."""
     def trace_to(self, path: str) -> None:
         """From now on record in this file when each forward ran (layout: csrc/engine/trace.h)."""
     @property

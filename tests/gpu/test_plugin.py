@@ -20,6 +20,8 @@ from lsg.runtime.model import open_model
 HIDDEN, EXPERTS, TOP_K, MOST = 64, 8, 2, 128
 SCALE = 2.5
 FORMATS = ("bf16", "int4")
+# The matrix unit takes more than four tokens an expert for a prompt, whose bits depend on the batch.
+ISA = [level for level in _core.isa_levels() if level != _core.Isa.AMX][-1].name.lower()
 
 
 class OnGpu(torch.Tensor):
@@ -78,7 +80,7 @@ def served(path, directory, experts, topk, library, streams, monkeypatch):
         model = open_model(directory[kind])
         method = experts.OffloadedExperts(model, layer(), 0, on_cpu=path == "CPU")
         method.create_moe_runner(layer(), runner_config(**config))
-        chosen = settings.Settings(threads=2, hand_over=path if path != "CPU" else "kernels")
+        chosen = settings.Settings(isa=ISA, threads=2, hand_over=path if path != "CPU" else "kernels")
         engine = runtime_engine.ExpertEngine(model, chosen, host.flat(2, 1 << 40))
         method.attach(engine, engine.load([0])[0])
         put = (lambda tensor: tensor) if path == "CPU" else _graphs(engine, library, streams(), monkeypatch)

@@ -34,16 +34,16 @@ def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
 FUSED_TOKENS = 128
 
 
-def multiplies_as_bf16(engine: _core.Engine, tokens: int) -> bool:
+def multiplies_as_bf16(engine: _core.Engine, handle: int, tokens: int, top_k: int) -> bool:
     """Whether the matrix unit multiplies: weights, scaled, and inputs are rounded to bf16."""
-    return engine.isa == _core.Isa.AMX and tokens > FUSED_TOKENS
+    return engine.isa == _core.Isa.AMX and not engine.in_one_pass(handle, tokens, top_k)
 
 
 def check(
     layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation
 ) -> None:
     rng = np.random.default_rng(tokens)
-    bf16 = multiplies_as_bf16(engine, tokens)
+    bf16 = multiplies_as_bf16(engine, handle, tokens, 3)
     hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
     got = forward(engine, handle, hidden, ids, weights)
@@ -100,7 +100,9 @@ def test_situ_keeps_its_precision_at_every_size(tmp_path: Path, isa: str):
     for alpha, limit in [(4.0, 25.0), (1.0, 0.0)]:
         kind = _core.Activation.SITU
         handle = engine.add_layer(str(layer.path), activation=kind, alpha=alpha, limit=limit)
-        got = forward(engine, handle, x, ids, weights)
+        # In batches that every level computes in floats.
+        parts = [slice(at, at + 4) for at in range(0, len(x), 4)]
+        got = np.concatenate([forward(engine, handle, x[i], ids[i], weights[i]) for i in parts])
         want = activation(kind, x.astype(np.float64), x.astype(np.float64), alpha, limit)
         # The oracle's 96 units, and the clamp of Exp's argument: e^-87 and less is as good as nothing.
         assert (np.abs(got - want) <= 96 * 2.0**-24 * np.abs(want) + 1e-30).all()
@@ -137,7 +139,7 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
             for threads in (1, 2, 5):
                 engine = _core.Engine(threads=threads, isa=isa, activations=activations)
                 handle = engine.add_layer(str(layer.path))
-                rounds = multiplies_as_bf16(engine, tokens)
+                rounds = multiplies_as_bf16(engine, handle, tokens, 4)
                 got = forward(engine, handle, hidden, ids, weights).tobytes()
                 results.setdefault(rounds, set()).add(got)
         assert all(len(same) == 1 for same in results.values())
@@ -150,10 +152,13 @@ def test_a_token_alone_and_in_a_batch_has_the_same_bits(tmp_path: Path, fmt: str
     engine = _core.Engine(threads=3, isa=isa)
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(3)
-    hidden = rng.normal(size=(FUSED_TOKENS, 200)).astype(np.float32)
-    ids, weights = routing(rng, FUSED_TOKENS, 40, 8)
+    most = max(tokens for tokens in range(FUSED_TOKENS + 1) if engine.in_one_pass(handle, tokens, 8))
+    # The matrix unit takes over from four tokens an expert on.
+    assert most == (20 if isa == "amx" else FUSED_TOKENS)
+    hidden = rng.normal(size=(most, 200)).astype(np.float32)
+    ids, weights = routing(rng, most, 40, 8)
     together = forward(engine, handle, hidden, ids, weights)
-    for first, count in [(0, 1), (127, 1), (3, 2), (5, 7), (60, 64)]:
+    for first, count in [(0, 1), (most - 1, 1), (3, 2), (5, 7), (most // 2, most // 2)]:
         some = slice(first, first + count)
         alone = forward(engine, handle, hidden[some], ids[some], weights[some])
         assert alone.tobytes() == together[some].tobytes()
@@ -187,7 +192,7 @@ def test_same_bits_on_any_number_of_nodes(tmp_path: Path, fmt: str):
         ids[0] = -1
         results = {forward(engine, handle, hidden, ids, weights).tobytes() for engine, handle in handles}
         # Prompts: each node's units are one sum.
-        assert len(results) == 1 or tokens > FUSED_TOKENS
+        assert len(results) == 1 or not one.in_one_pass(handles[0][1], tokens, 3)
         for engine, handle in handles:
             check(layer, engine, handle, tokens, int8=True)
 
@@ -242,7 +247,7 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         ids, weights = routing(rng, tokens, 4, 2)
         got = forward(engine, handle, bits, ids, weights, dtype)
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
-        bf16 = multiplies_as_bf16(engine, tokens)
+        bf16 = multiplies_as_bf16(engine, handle, tokens, ids.shape[1])
         want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=not bf16, bf16=bf16)
         # Rounding to 8 (11) significant bits is off by at most 2⁻⁸ (2⁻¹¹) of the value, f16's subnormals by
         # 2⁻²⁵.
@@ -262,7 +267,7 @@ def test_padding_routes_nowhere(tmp_path: Path):
     ids[7, 1] = -1
     for tokens in (8, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        bf16 = multiplies_as_bf16(engine, tokens)
+        bf16 = multiplies_as_bf16(engine, handle, tokens, ids.shape[1])
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=not bf16, bf16=bf16)
         assert not got[5].any()
         assert (np.abs(got - want) <= bound).all()
@@ -280,7 +285,7 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     ids[::2, 2] = ids[::2, 0]
     for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        rounds = multiplies_as_bf16(engine, tokens)
+        rounds = multiplies_as_bf16(engine, handle, tokens, 3)
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=False, bf16=rounds)
         assert (np.abs(got - want) <= bound).all()
 
