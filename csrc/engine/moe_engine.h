@@ -22,6 +22,8 @@
 
 namespace lsg {
 
+struct ExpertRange;
+
 enum class ActivationPrecision { kInt8, kFloat };
 
 struct EngineOptions {
@@ -81,10 +83,15 @@ class MoeEngine {
   void LoadHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
   // A row for each routed token, its values in its expert's order.
   void GatherInputs(const MoeLayer& layer);
-  void Fused(const MoeLayer& layer, int tokens);
   void StoreOut(const MoeLayer& layer, const Batch& batch, int first, int tokens);
   // Run by every worker: out = the sum of all nodes' pieces.
   void AddPieces(const MoeLayer& layer, int tokens, int worker);
+
+  // one_pass.cpp
+  void Fused(const MoeLayer& layer, int tokens);
+  void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, float* sums,
+                uint8_t* filled) const;
+  void SumUnit(const MoeLayer& layer, int unit, int tokens, float* sums, uint8_t* filled) const;
 
   // prefill.cpp
   void Prefill(const MoeLayer& layer, const Batch& batch, int first, int tokens);

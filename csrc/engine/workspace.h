@@ -84,10 +84,11 @@ struct MoeEngine::Workspace {
   std::vector<NodeWorkspace> nodes;
   Scratch<uint8_t> packed_hidden;          // [tokens][row of the gate_up sweep]
   std::vector<int32_t> by_size;            // indices of routing.experts, most tokens first
-  std::vector<ExpertRange> expert_ranges;  // those with routed experts, most passes first
+  std::vector<ExpertRange> expert_ranges;  // those with routed experts
 
-  // Sorts the routed experts into `ranges` equal ranges of ids.
-  void SplitExperts(int ranges, int num_experts) {
+  // Sorts the routed experts into `ranges` equal ranges of ids; those that take longest come first,
+  // or in order.
+  void SplitExperts(int ranges, int num_experts, bool longest_first) {
     expert_ranges.clear();
     const int count = static_cast<int>(routing.experts.size());
     for (int index = 0, at = 0; index < ranges; ++index) {
@@ -99,6 +100,7 @@ struct MoeEngine::Workspace {
       range.end = at;
       if (range.end > range.begin) expert_ranges.push_back(range);
     }
+    if (!longest_first) return;
     std::sort(expert_ranges.begin(), expert_ranges.end(), [](const auto& a, const auto& b) {
       return a.passes != b.passes ? a.passes > b.passes : a.index < b.index;
     });

@@ -1,0 +1,241 @@
+// Few tokens: one pass over the weights that they need, and one join.
+//
+// A task is a unit and a range of experts: it goes from x to its share of y, reading every record
+// once, front to back. Invariant: the sums that are added, and their order, follow from the layer
+// alone, so a token's bits depend neither on the rest of its batch nor on the threads.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "base/align.h"
+#include "engine/workspace.h"
+
+namespace lsg {
+namespace {
+
+// Up to here a task goes from x to its share of y (one join, partial sums of whole rows); above,
+// the second pass over the activations costs less than the partial sums. On two cores 64 tokens
+// took 32 ms fused and 48 ms in two passes, 512 tokens 221 and 248 ms; the bytes bound what the
+// sums may occupy.
+constexpr int kFusedTokens = 128;
+constexpr int64_t kFusedBytes = int64_t{256} << 20;
+// Partial sums of a token, at least: enough to balance 16 threads.
+constexpr int kSlots = 96;
+// Tasks of a worker, at least, so that workers end together.
+constexpr int kTasksPerWorker = 6;
+
+constexpr int kMaxUnitRows = 128;
+constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
+constexpr int kMaxGateUpOutputs = 2 * kMaxUnitRows;
+
+// The ranges of expert ids that have sums of their own, so that there are tasks for many workers.
+int ExpertRanges(const MoeLayer& layer) {
+  return std::clamp(CeilDiv(kSlots, std::max(layer.units(), 1)), 1, layer.num_experts());
+}
+
+void PrefetchStart(const uint8_t* record) {
+  for (int at = 0; at < kPrefetchBytes; at += kLineBytes) __builtin_prefetch(record + at, 0, 1);
+}
+
+}  // namespace
+
+// From the shapes alone, so that which way a batch takes, and so its bits, does not depend on the
+// experts that it chose.
+bool MoeEngine::InOnePass(int layer_index, int tokens, int top_k) const {
+  const MoeLayer& layer = *layers_.at(layer_index);
+  const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
+  const int64_t rows = int64_t{layer.units()} * ExpertRanges(layer) * tokens;
+  if (tokens > kFusedTokens || rows * row_bytes > kFusedBytes) return false;
+  const int64_t worth =
+      std::max(layer.gate_up_sweep().worth_tokens, layer.down_sweep().worth_tokens);
+  return int64_t{tokens} * top_k <= worth * layer.num_experts();
+}
+
+void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed,
+                       int tokens, float* const* act) const {
+  const Workspace& ws = *workspace_;
+  alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
+  float* rows[kMaxTokens];
+  for (int t = 0; t < tokens; ++t) rows[t] = outputs[t];
+  // Inputs in an expert's order have a row for each routed token, others one for each token.
+  const bool gathered = layer.spec().gate_up().k_permutation;
+  const int64_t first = routed - ws.routing.tokens.data();
+  const auto row = [&](int t) { return gathered ? first + t : int64_t{routed[t].token}; };
+  if (layer.int8_gate_up()) {
+    Int8Row x[kMaxTokens];
+    for (int t = 0; t < tokens; ++t) x[t] = ws.hidden_int8.Row(row(t));
+    layer.gate_up_kernels().int8(panel, x, tokens, rows, false);
+  } else {
+    const float* x[kMaxTokens];
+    const float* inputs = gathered ? ws.gathered.data() : ws.hidden.data();
+    for (int t = 0; t < tokens; ++t) x[t] = inputs + row(t) * layer.in_stride();
+    layer.gate_up_kernels().f32(panel, x, tokens, rows, false);
+  }
+  for (int t = 0; t < tokens; ++t) {
+    kernels_.activate(layer.activation(), layer.gated(), layer.unit_rows(), outputs[t],
+                      routed[t].weight, act[t]);
+  }
+}
+
+// The sums of one unit and range of experts, for the tokens that route there; of others nothing is
+// written. sums [tokens, out_stride], filled [tokens]: which rows are.
+void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, float* sums,
+                         uint8_t* filled) const {
+  const Workspace& ws = *workspace_;
+  const auto& experts = ws.routing.experts;
+  const int stride = layer.out_stride();
+  alignas(64) float act[kMaxTokens][kMaxUnitRows];
+  float* act_rows[kMaxTokens];
+  for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
+  for (int e = range.begin; e < range.end; ++e) {
+    const ExpertTokens& expert = experts[e];
+    const Panel gate_up = layer.GateUpPanel(unit, expert.expert);
+    const Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
+    const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
+    const auto routed = ws.routing.TokensOf(expert);
+    // Kernels prefetch ahead in a record; its start nobody would.
+    if (e + 1 < range.end) PrefetchStart(layer.GateUpPanel(unit, experts[e + 1].expert).codes);
+    for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
+      const int count = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
+      GateUp(layer, gate_up, routed.data() + at, count, act_rows);
+      float* y[kMaxTokens];
+      bool any_filled = false;
+      for (int t = 0; t < count; ++t) any_filled |= filled[routed[at + t].token] != 0;
+      for (int t = 0; t < count; ++t) {
+        const int token = routed[at + t].token;
+        y[t] = sums + int64_t{token} * stride;
+        if (any_filled && !filled[token]) std::fill(y[t], y[t] + stride, 0.0f);
+        filled[token] = 1;
+      }
+      Down(layer, down, act_rows, count, any_filled, y);
+      if (bias == nullptr) continue;
+      for (int t = 0; t < count; ++t) {
+        for (int h = 0; h < stride; ++h) y[t][h] += routed[at + t].weight * bias[h];
+      }
+    }
+  }
+}
+
+// All ranges of a unit, added up in order: what the join would do with the sums of single ranges,
+// but in this core's cache.
+void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, float* sums,
+                        uint8_t* filled) const {
+  const int stride = layer.out_stride();
+  thread_local Scratch<float> range_sums;
+  thread_local std::vector<uint8_t> range_filled;
+  bool first = true;
+  for (const ExpertRange& range : workspace_->expert_ranges) {
+    if (first) {
+      SumRange(layer, unit, range, sums, filled);
+      first = false;
+      continue;
+    }
+    range_sums.Grow(int64_t{tokens} * stride);
+    range_filled.assign(tokens, 0);
+    SumRange(layer, unit, range, range_sums.data(), range_filled.data());
+    for (int token = 0; token < tokens; ++token) {
+      if (!range_filled[token]) continue;
+      const float* from = range_sums.data() + int64_t{token} * stride;
+      float* to = sums + int64_t{token} * stride;
+      if (filled[token]) {
+        for (int h = 0; h < stride; ++h) to[h] += from[h];
+      } else {
+        std::copy_n(from, stride, to);
+        filled[token] = 1;
+      }
+    }
+  }
+}
+
+void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
+  Workspace& ws = *workspace_;
+  const int stride = layer.out_stride();
+  const int ranges = ExpertRanges(layer);
+  // Where whole units are enough tasks, fewer sums go from core to core.
+  bool whole_units = true;
+  for (int node = 0; node < pool_->num_nodes(); ++node) {
+    const int workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
+    const int units = layer.UnitsOf(node).size();
+    whole_units &= units == 0 || units >= workers * kTasksPerWorker;
+  }
+  const int slots_of_unit = whole_units ? 1 : ranges;
+  ws.SplitExperts(ranges, layer.num_experts(), !whole_units);
+  for (int node = 0; node < pool_->num_nodes(); ++node) {
+    const int64_t rows = int64_t{layer.UnitsOf(node).size()} * slots_of_unit * tokens;
+    ws.nodes[node].slots.Grow(rows * stride);
+    ws.nodes[node].filled.assign(rows, 0);
+  }
+
+  const auto compute = [&](int node, int task) {
+    NodeWorkspace& mine = ws.nodes[node];
+    const UnitRange units = layer.UnitsOf(node);
+    const int unit = task % units.size();
+    const ExpertRange* range = whole_units ? nullptr : &ws.expert_ranges[task / units.size()];
+    const int64_t row = (int64_t{unit} * slots_of_unit + (whole_units ? 0 : range->index)) * tokens;
+    float* sums = mine.slots.data() + row * stride;
+    uint8_t* filled = mine.filled.data() + row;
+    if (whole_units) {
+      SumUnit(layer, units.begin + unit, tokens, sums, filled);
+    } else {
+      SumRange(layer, units.begin + unit, *range, sums, filled);
+    }
+  };
+
+  // The block of 64 outputs from `at` of one token, summed over some of a node's units.
+  const auto reduce = [&](int node, UnitRange units, int64_t token, int64_t at, float* sum) {
+    const NodeWorkspace& mine = ws.nodes[node];
+    const int first_unit = layer.UnitsOf(node).begin;
+    SumUnits<kBlockN>(units, sum, [&](UnitRange range, float* part) {
+      if (range.size() > 1) return false;
+      std::fill_n(part, kBlockN, 0.0f);
+      const int first_slot = (range.begin - first_unit) * slots_of_unit;
+      for (int slot = first_slot; slot < first_slot + slots_of_unit; ++slot) {
+        const int64_t row = int64_t{slot} * tokens + token;
+        if (!mine.filled[row]) continue;
+        const float* from = mine.slots.data() + row * stride + at;
+        for (int n = 0; n < kBlockN; ++n) part[n] += from[n];
+      }
+      return true;
+    });
+  };
+
+  const int64_t blocks = int64_t{tokens} * stride / kBlockN;
+  pool_->Run([&](int worker) {
+    const int node = pool_->NodeOf(worker);
+    std::atomic<int>& next = ws.nodes[node].next_task;
+    const int tasks =
+        layer.UnitsOf(node).size() * (whole_units ? 1 : static_cast<int>(ws.expert_ranges.size()));
+    for (int task = next++; task < tasks; task = next++) compute(node, task);
+    pool_->SyncNode();
+    const int64_t here = worker - pool_->FirstWorker(node);
+    const int64_t workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
+    for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
+      float* sums = ws.PieceSum(layer, node, piece, tokens);
+      for (int64_t at = blocks * here / workers; at < blocks * (here + 1) / workers; ++at) {
+        const int64_t token = at * kBlockN / stride;
+        reduce(node, layer.pieces()[piece], token, at * kBlockN - token * stride,
+               sums + at * kBlockN);
+      }
+    }
+    AddPieces(layer, tokens, worker);
+  });
+}
+
+void MoeEngine::Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
+                     bool accumulate, float* const* y) const {
+  if (!layer.int8_down()) {
+    layer.down_kernels().f32(panel, act, tokens, y, accumulate);
+    return;
+  }
+  alignas(64) int8_t codes[kMaxTokens][kMaxUnitRows];
+  float scales[kMaxTokens][kMaxUnitTiles];
+  int16_t half_sums[kMaxTokens][2 * kMaxUnitTiles];
+  Int8Row x[kMaxTokens];
+  for (int t = 0; t < tokens; ++t) {
+    kernels_.quantize_row(act[t], layer.unit_tiles(), codes[t], scales[t], half_sums[t]);
+    x[t] = {codes[t], scales[t], half_sums[t]};
+  }
+  layer.down_kernels().int8(panel, x, tokens, y, accumulate);
+}
+
+}  // namespace lsg
