@@ -183,7 +183,8 @@ void BindEngine(py::module_& module) {
           },
           py::arg("layer"), py::arg("hidden"), py::arg("topk_ids"), py::arg("topk_weights"),
           py::arg("out"), py::kw_only(), py::arg("tokens"), py::arg("top_k"), py::arg("dtype"))
-      .def("int8_inputs", &MoeEngine::Int8Inputs, py::arg("layer"))
+      .def("int8_inputs", &MoeEngine::Int8Inputs, py::arg("layer"), py::arg("tokens"),
+           py::arg("top_k"))
       .def("in_one_pass", &MoeEngine::InOnePass, py::arg("layer"), py::arg("tokens"),
            py::arg("top_k"))
       .def("trace_to", &MoeEngine::TraceTo, py::arg("path"))

@@ -55,13 +55,12 @@ class MoeEngine {
   // layer that is not loaded.
   void Forward(int layer, const Batch& batch);
 
-  // Whether the layer's kernels take inputs quantised to int8. Throws std::out_of_range for a bad
-  // handle.
-  bool Int8Inputs(int layer) const { return layers_.at(layer)->int8_gate_up(); }
-
   // Whether so many tokens take one pass over the weights they need, which gives each token the
   // same bits as alone; more of them take two. Throws std::out_of_range for a bad handle.
   bool InOnePass(int layer, int tokens, int top_k) const;
+
+  // Whether so many tokens' inputs are quantised to int8. Throws std::out_of_range for a bad handle.
+  bool Int8Inputs(int layer, int tokens, int top_k) const;
 
   // Records every Forward from now on in this file. Throws CapacityError.
   void TraceTo(const std::string& path);

@@ -51,6 +51,12 @@ bool MoeEngine::InOnePass(int layer_index, int tokens, int top_k) const {
   return int64_t{tokens} * top_k <= worth * layer.num_experts();
 }
 
+bool MoeEngine::Int8Inputs(int layer_index, int tokens, int top_k) const {
+  const MoeLayer& layer = *layers_.at(layer_index);
+  return layer.int8_gate_up() && (InOnePass(layer_index, tokens, top_k) ||
+                                  layer.gate_up_sweep().int8_inputs);
+}
+
 void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed,
                        int tokens, float* const* act) const {
   const Workspace& ws = *workspace_;

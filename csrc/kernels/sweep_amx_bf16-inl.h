@@ -127,6 +127,7 @@ constexpr int kBf16WorthTokens = 4;
 
 template <auto sweep, class Order>
 constexpr SweepKernels kBf16Sweep = {
+    .int8_inputs = false,
     .code_bytes = kTileK * 2,
     .meta_bytes = 0,
     .max_tiles = kBf16SweepTiles,

@@ -390,8 +390,8 @@ class Engine:
         [tokens, top_k], negative = no expert; topk_weights: f32 [tokens, top_k]. Releases the GIL. Raises
         LsgError for an id ≥ E, and in a process forked from the one that made the engine.
         """
-    def int8_inputs(self, layer: int) -> bool:
-        """Whether the layer's inputs are quantised to int8; otherwise its kernels take them as floats."""
+    def int8_inputs(self, layer: int, tokens: int, top_k: int) -> bool:
+        """Whether a batch's inputs are quantised to int8; otherwise kernels take them as floats or bf16."""
     def in_one_pass(self, layer: int, tokens: int, top_k: int) -> bool:
         """Whether a batch takes one pass over weights, in which a token's bits are the same as alone."""
     def trace_to(self, path: str) -> None:

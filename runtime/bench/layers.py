@@ -65,10 +65,9 @@ class Layers:
         """How many layers take turns."""
         return len(self._layers)
 
-    @property
-    def int8_inputs(self) -> bool:
-        """Whether the engine quantises the experts' inputs for this format."""
-        return self._engine.int8_inputs(self._layers[0])
+    def int8_inputs(self, tokens: int) -> bool:
+        """Whether the engine quantises the experts' inputs of such a batch."""
+        return self._engine.int8_inputs(self._layers[0], tokens, self._top_k)
 
     def measure(self, tokens: int, seconds: float) -> list[Call]:
         """Calls for about `seconds`, three at least; of calls longer than `seconds`, one."""

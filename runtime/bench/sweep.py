@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lsg._core import Engine, Instruction
+from lsg._core import Engine
 from lsg.runtime.bench import limits
 from lsg.runtime.bench.layers import Call, Layers
 from lsg.runtime.bench.limits import Limits
@@ -108,27 +108,29 @@ def sweep(options: Options) -> Iterator[Group]:
                 )
             writing = time.perf_counter() - began
             measured = [
-                (batch, layers.measure(batch, options.seconds), layers.operations(batch))
+                (
+                    batch,
+                    layers.measure(batch, options.seconds),
+                    layers.operations(batch),
+                    layers.int8_inputs(batch),
+                )
                 for batch in options.batches
             ]
-            used = limits.INT8 if layers.int8_inputs else limits.FLOAT
-            count, int8_inputs = layers.count, layers.int8_inputs
+            count = layers.count
             # Gone before the next layers are made: memory should hold one working set.
             del layers, engine
             after = limits.measure(threads, cores, isa)
             between = limits.mean(before, after)
-            instruction, peak = between.peak(used)
             facts = {
                 "shape": shape_name,
                 "model": shape.model,
                 "format": format,
                 "num_experts": spec.num_experts,
                 "layers": count,
-                "int8_inputs": int8_inputs,
             }
             cells = [
-                _cell(facts, batch, calls, operations, between.bytes_per_s, instruction, peak)
-                for batch, calls, operations in measured
+                _cell(facts, batch, calls, operations, int8_inputs, between)
+                for batch, calls, operations, int8_inputs in measured
             ]
             yield Group(cells, between, count * spec.file_bytes, writing)
             before = after
@@ -139,10 +141,11 @@ def _cell(
     batch: int,
     calls: Sequence[Call],
     operations: int,
-    memory: float,
-    instruction: Instruction,
-    peak: float,
+    int8_inputs: bool,
+    held: Limits,
 ) -> Cell:
+    memory = held.bytes_per_s
+    instruction, peak = held.peak(limits.INT8 if int8_inputs else limits.FLOAT)
     seconds = _spread([call.seconds for call in calls])
     nbytes = statistics.fmean(call.nbytes for call in calls)
     rate = _spread([call.nbytes / call.seconds for call in calls])
@@ -151,6 +154,7 @@ def _cell(
         **facts,
         batch=batch,
         calls=len(calls),
+        int8_inputs=int8_inputs,
         instruction=instruction.name,
         seconds=seconds,
         bytes_per_s=rate,
