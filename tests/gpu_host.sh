@@ -7,6 +7,8 @@
 #   doctor     what lsg doctor says
 #   power      idle CPU and the price of letting workers sleep, about a minute; POWER holds options of benchmarks/power.py
 #   bench      the engine's figures; BENCH holds options of benchmarks/engine.py
+#   peers      the engine beside llama.cpp, ik_llama.cpp and kt-kernel, which benchmarks/peers/bundle.sh put into .peers/; a
+#              format at a time, those in PEERS
 #   convert    how fast lsg-convert is beside kt-kernel's converter, which .peers/kt.txz may hold
 #   hand_over  what each way between a CUDA graph and the engine costs; HAND_OVER holds options of benchmarks/hand_over.py
 #   proof      stock sglang against lsg-serve, alone and 64 requests at once; PROOF holds options of gpu_proof.py
@@ -91,6 +93,13 @@ convert() {
   python3 benchmarks/convert.py --scratch "${SCRATCH:-/tmp/lsg-convert}" --copy "$out" "${peer[@]}" ${CONVERT:-}
 }
 
+peers() {
+  for format in ${PEERS:-int4 bf16 int8 fp8 mxfp4}; do
+    python3 benchmarks/peers/run.py --llama .peers/llama --ik .peers/ik --kt .peers/kt --build /tmp/lsg-peers \
+      --format "$format" --load huge --seconds 0.3 --save "$out/peers-$format.json" || echo "peers $format: failed ($?)"
+  done
+}
+
 machine="$(python3 -c 'from lsg.runtime.bench.machine import name; print(name())')"
 
 parallel() {
@@ -126,6 +135,7 @@ for what in "$@"; do
     # shellcheck disable=SC2086 # BENCH and PROOF hold options
     bench) python3 benchmarks/engine.py --scratch /tmp ${BENCH:-} ;;
     convert) convert ;;
+    peers) peers ;;
     hand_over) hand_over ;;
     # shellcheck disable=SC2086
     proof)
