@@ -1,6 +1,6 @@
 """`lsg bench engine`, its result kept as benchmarks/results/engine-*.json and its plot as roofline-*.png.
 
-Every argument goes to the command as it stands.
+A lower level's (`--isa`) has its name in the file's and no plot. Every argument goes to the command as it stands.
 """
 
 import json
@@ -20,7 +20,9 @@ def main(arguments: list[str]) -> None:
     with tempfile.NamedTemporaryFile(suffix=".json") as saved:
         # As a module: this Python may have lsg without its scripts.
         command = [sys.executable, "-m", "lsg.cli", "bench", "engine", *arguments, "--save", saved.name]
-        if find_spec("matplotlib"):
+        if "--isa" in arguments:
+            pass
+        elif find_spec("matplotlib"):
             command += ["--plot", str(plot)]
         else:
             print(f"no matplotlib, so {plot.name} stays as it is", file=sys.stderr)
@@ -29,6 +31,8 @@ def main(arguments: list[str]) -> None:
             raise SystemExit(status)
         found = json.loads(Path(saved.name).read_text())
     facts = machine.describe(found.pop("machine")["threads"])
+    if found["isa"] != "highest":
+        facts |= {"name": f"{facts['name']}-{found['isa']}", "isa": found["isa"]}
     print(machine.save("engine", facts, **found).relative_to(machine.ROOT))
 
 
