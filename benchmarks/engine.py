@@ -20,10 +20,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.NamedTemporaryFile(suffix=".json") as saved:
         # As a module: this Python may have lsg without its scripts.
         command = [sys.executable, "-m", "lsg.cli", "bench", "engine", *arguments, "--save", saved.name]
-        if "--isa" in arguments:
-            pass
-        elif find_spec("matplotlib"):
-            command += ["--plot", str(plot)]
+        if find_spec("matplotlib"):
+            command += [] if "--isa" in arguments else ["--plot", str(plot)]
         else:
             print(f"no matplotlib, so {plot.name} stays as it is", file=sys.stderr)
         status = subprocess.run(command, check=False).returncode
