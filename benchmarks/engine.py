@@ -1,6 +1,7 @@
 """`lsg bench engine`, its result kept as benchmarks/results/engine-*.json and its plot as roofline-*.png.
 
-A lower level's (`--isa`) has its name in the file's and no plot. Every argument goes to the command as it stands.
+A lower level's (`--isa`) has its name in the file's and no plot. Every argument goes to the command as it
+stands.
 """
 
 import json
