@@ -123,7 +123,7 @@ class Upcoming {
 
 // Many tokens through one panel: weights are unpacked once, into cache, and meet every token there.
 struct SweepKernels {
-  bool int8_inputs;
+  bool int8_inputs;            // whether it quantises them; else they are float or bf16
   int code_bytes, meta_bytes;  // of a token's 32 inputs
   int max_tiles;               // of inputs in one call
   // Routed tokens an expert, on average, from which two passes that sweep are faster than one that
