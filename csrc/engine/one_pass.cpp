@@ -46,6 +46,8 @@ bool MoeEngine::InOnePass(int layer_index, int tokens, int top_k) const {
   const int64_t row_bytes = int64_t{layer.out_stride()} * static_cast<int64_t>(sizeof(float));
   const int64_t rows = int64_t{layer.units()} * ExpertRanges(layer) * tokens;
   if (tokens > kFusedTokens || rows * row_bytes > kFusedBytes) return false;
+  // Who asks for floats prefers exactness to speed.
+  if (options_.activations == ActivationPrecision::kFloat) return true;
   const int64_t worth =
       std::max(layer.gate_up_sweep().worth_tokens, layer.down_sweep().worth_tokens);
   return int64_t{tokens} * top_k <= worth * layer.num_experts();
@@ -53,8 +55,8 @@ bool MoeEngine::InOnePass(int layer_index, int tokens, int top_k) const {
 
 bool MoeEngine::Int8Inputs(int layer_index, int tokens, int top_k) const {
   const MoeLayer& layer = *layers_.at(layer_index);
-  return layer.int8_gate_up() && (InOnePass(layer_index, tokens, top_k) ||
-                                  layer.gate_up_sweep().int8_inputs);
+  return layer.int8_gate_up() &&
+         (InOnePass(layer_index, tokens, top_k) || layer.gate_up_sweep().int8_inputs);
 }
 
 void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed,
