@@ -8,14 +8,26 @@
 namespace lsg {
 namespace {
 
+// A register is a polynomial over GF(2) whose constant term is the highest bit; this is it times x.
+constexpr uint32_t TimesX(uint32_t crc) { return (crc >> 1) ^ (crc & 1 ? 0x82f63b78u : 0); }
+
 constexpr std::array<uint32_t, 256> MakeTable() {
   std::array<uint32_t, 256> table{};
   for (uint32_t i = 0; i < 256; ++i) {
     uint32_t crc = i;
-    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ (crc & 1 ? 0x82f63b78u : 0);
+    for (int bit = 0; bit < 8; ++bit) crc = TimesX(crc);
     table[i] = crc;
   }
   return table;
+}
+
+uint32_t Product(uint32_t a, uint32_t b) {
+  uint32_t product = 0;
+  for (uint32_t term = 1u << 31; term != 0; term >>= 1) {
+    if (a & term) product ^= b;
+    b = TimesX(b);
+  }
+  return product;
 }
 
 uint32_t CrcTable(const uint8_t* data, size_t bytes, uint32_t crc) {
@@ -84,6 +96,16 @@ uint32_t Crc32c(const void* data, size_t bytes, uint32_t crc) {
   crc = ~crc;
   crc = has_instruction ? CrcInstruction(begin, bytes, crc) : CrcTable(begin, bytes, crc);
   return ~crc;
+}
+
+uint32_t Crc32cOfBoth(uint32_t first, uint32_t second, size_t second_bytes) {
+  // A byte of zeros multiplies by x⁸, so the second run multiplies what came before by a power of
+  // it.
+  uint32_t power = 1u << 31, square = 1u << 23;
+  for (; second_bytes > 0; second_bytes >>= 1, square = Product(square, square)) {
+    if (second_bytes & 1) power = Product(power, square);
+  }
+  return Product(power, first) ^ second;
 }
 
 }  // namespace lsg
