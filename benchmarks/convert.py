@@ -278,7 +278,7 @@ def _write_rate(scratch: Path, size: int) -> float:
         with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
             file = PreallocatedFile(path, size, stack)
             began = time.perf_counter()
-            list(pool.map(lambda offset: file.write(chunk, offset), range(0, size, CHUNK)))
+            list(pool.map(lambda offset: file.write(chunk[None], offset), range(0, size, CHUNK)))
             file.sync()
             return size / (time.perf_counter() - began)
     finally:

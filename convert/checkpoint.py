@@ -120,15 +120,18 @@ class Checkpoint:
         """Let go of a shard's file; the shard is absent until it is attached again."""
         os.close(self._fds.pop(shard))
 
-    def read(self, tensor: Tensor, start: int = 0, nbytes: int | None = None) -> npt.NDArray[np.uint8]:
+    def read(
+        self, tensor: Tensor, start: int = 0, nbytes: int | None = None, *, in_file: bool = False
+    ) -> npt.NDArray[np.uint8]:
         """The tensor's bytes, or so many from `start`, where the page cache has them or in a copy: read only.
 
+        in_file: they are for the core, which reads them from the file itself; nobody may look at them.
         Raises CheckpointError if the file has shrunk.
         """
         nbytes = tensor.nbytes if nbytes is None else nbytes
         offset = tensor.offset + start
         if nbytes >= _MAPPED_BYTES and offset % _WIDEST_ITEM == 0:
-            found = map_range(self._fd(tensor), offset, nbytes)
+            found = map_range(self._fd(tensor), offset, nbytes, populate=not in_file)
             if found is not None:
                 return found
         data = np.empty(nbytes, np.uint8)

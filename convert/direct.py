@@ -17,8 +17,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from lsg._core import write_rows
+
 # What every disk's direct writes are content with, in memory and in the file.
 PAGE: Final = 4096
+# No descriptor.
+_NONE: Final = -1
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -35,32 +39,17 @@ class PreallocatedFile:
             if nbytes:
                 os.posix_fallocate(self.fd, 0, nbytes)
             os.fsync(self.fd)
-        self._direct: int | None = None
+        self._direct = _NONE
         try:
             self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
             stack.callback(os.close, self._direct)
         except OSError as error:
             _require_refusal(error)
 
-    def write(self, data: Bytes, offset: int) -> None:
-        """Write contiguous bytes, directly where they lie in memory as in the file (`page_offset`)."""
-        address = data.ctypes.data
-        begin = min(-offset % PAGE, len(data))
-        end = begin + (len(data) - begin) // PAGE * PAGE
-        # Taken once: another thread may find out meanwhile that the file system refuses.
-        direct = self._direct
-        if direct is None or begin == end or (address - offset) % PAGE:
-            pwrite_all(self.fd, data.data, offset)
-            return
-        pwrite_all(self.fd, data[:begin].data, offset)
-        try:
-            pwrite_all(direct, data[begin:end].data, offset + begin)
-        except OSError as error:
-            # There are file systems that find out only now that they cannot.
-            _require_refusal(error)
-            self._direct = None
-            pwrite_all(self.fd, data[begin:end].data, offset + begin)
-        pwrite_all(self.fd, data[end:].data, offset + end)
+    def write(self, rows: Bytes, offset: int, stride: int = 0) -> None:
+        """Write rows, uint8 [count, nbytes], `stride` apart in the file; see `_core.write_rows`."""
+        if not write_rows(self.fd, self._direct, rows, offset, stride):
+            self._direct = _NONE
 
     def sync(self) -> None:
         """Make what was written durable."""

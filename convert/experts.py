@@ -183,7 +183,7 @@ class _Committer:
 
 
 def _make_slab(source: Source, target: Target, layer: LayerPlan, expert: int, buffer: SlabBuffer) -> _Slab:
-    found = source.read(layer.source, expert)
+    found = source.read(layer.source, expert, in_file=True)
     records = buffer.records(layer.spec, expert)
     try:
         table, crc, errors = convert_expert(
@@ -200,6 +200,10 @@ def _make_slab(source: Source, target: Target, layer: LayerPlan, expert: int, bu
         source.check(layer.source, expert)
         msg = f"{layer.source.prefix}.{expert}.{error}"
         raise UnsuitableError(msg) from error
+    except OSError:
+        # The core knows that a file cannot be read, the source which.
+        source.check(layer.source, expert)
+        raise
     shares = [(offset, len(data), crc32c(data)) for offset, data in table]
     return _Slab(records, table, SlabDone(layer.source.index, expert, crc, errors, shares))
 

@@ -47,7 +47,7 @@ def write_part(
                 begin = (offset + start) % PAGE
                 chunk = buffer[begin : begin + min(_CHUNK_BYTES, tensor.nbytes - start)]
                 checkpoint.read_into(tensor, start, chunk.data)
-                file.write(chunk, offset + start)
+                file.write(chunk[None], offset + start)
                 advance(len(chunk))
             offset += tensor.nbytes
         file.sync()

@@ -44,8 +44,8 @@ class LayerWriter:
 
     def write_slab(self, expert: int, records: Bytes) -> None:
         """Write an expert's records, uint8 [num_units, record_bytes]. Safe to call from several threads."""
-        for unit, record in enumerate(records):
-            self._file.write(record, self.spec.record_offset(unit, expert))
+        spec = self.spec
+        self._file.write(records, spec.record_offset(0, expert), spec.unit_bytes)
 
     def write_table(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Write an expert's share of the expert table, (offset in the file, bytes). Safe as `write_slab`."""

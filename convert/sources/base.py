@@ -50,10 +50,11 @@ class Source(Protocol):
     def tensor_names(self) -> frozenset[str]:
         """Every tensor that belongs to a routed expert; all others stay resident."""
 
-    def read(self, layer: ExpertLayer, expert: int) -> Expert:
+    def read(self, layer: ExpertLayer, expert: int, *, in_file: bool = False) -> Expert:
         """Read one expert; safe to call from several threads. Raises CheckpointError.
 
-        Its numbers are as they are in the checkpoint, even where they are none.
+        Its numbers are as they are in the checkpoint, even where they are none. in_file: it is for
+        `_core.convert_expert` alone, and codes that the file holds as they are may stay there.
         """
 
     def check(self, layer: ExpertLayer, expert: int) -> None:

@@ -62,7 +62,8 @@ class Encoding:
 
     numbers: the parts that make the matrix, with what their bytes are (safetensors' dtypes; what is stored as
     U8 can be an F8_E8M0). Arrays given to `decode` hold raw bits, except for F32. ordered: an index tells
-    which group an input belongs to, so what is decoded may have an order.
+    which group an input belongs to, so what is decoded may have an order. as_stored: the part that `decode`
+    hands over as the codes without looking at it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Encoding:
     zero_point: bool = False
     global_scale: bool = False
     ordered: bool = False
+    as_stored: str | None = None
 
     def panel(
         self, selections: Sequence[slice], *, bias: bool, rows_move: bool = False, k_permutation: bool = False

@@ -46,15 +46,21 @@ class RoutedExperts:
         encodings = {matrix.encoding.name for layer in self._layers.values() for matrix in layer.matrices}
         self.format = "+".join(sorted(encodings))
 
-    def read(self, layer: ExpertLayer, expert: int) -> Expert:
+    def read(self, layer: ExpertLayer, expert: int, *, in_file: bool = False) -> Expert:
         """Read one expert. Raises CheckpointError for values that are not what was promised."""
         known = self._layers[layer.index]
+        # What is put into another order must be looked at.
+        in_file = in_file and not any(matrix.encoding.ordered for matrix in known.matrices)
         made: dict[str, Matrix] = {}
         orders: dict[str, Order] = {}
         for matrix in known.matrices:
             panel = layer.down if matrix.stored.projection == "down" else layer.gate_up
             tensors = known.layout.tensors(known.named, expert, matrix.stored.projection)
-            arrays = {part: self._array(known, matrix, tensors[part], part, expert) for part in matrix.parts}
+            stays = matrix.encoding.as_stored if in_file and _is_rows(known, matrix) else None
+            arrays = {
+                part: self._array(known, matrix, tensors[part], part, expert, in_file=part == stays)
+                for part in matrix.parts
+            }
             bias = arrays.pop(BIAS, None)
             floats = None if bias is None else to_float32(bias, matrix.parts[BIAS].dtype)
             try:
@@ -93,21 +99,37 @@ class RoutedExperts:
                     )
                     raise CheckpointError(msg)
 
-    def _array(self, layer: KnownLayer, matrix: KnownMatrix, tensor: Tensor, part: str, expert: int) -> Array:
+    def _array(
+        self,
+        layer: KnownLayer,
+        matrix: KnownMatrix,
+        tensor: Tensor,
+        part: str,
+        expert: int,
+        *,
+        in_file: bool,
+    ) -> Array:
         """One expert's share of a tensor, oriented [rows, columns]."""
         shape = tensor.shape[1:] if layer.layout.stacked else tensor.shape
         numbers = matrix.encoding.numbers.get(part, tensor.dtype)
-        array = view_of(self._bytes(layer, tensor, expert), numbers).reshape(shape)
+        array = view_of(self._bytes(layer, tensor, expert, in_file=in_file), numbers).reshape(shape)
         return array.T if layer.layout.transposed and array.ndim == 2 else array
 
-    def _bytes(self, layer: KnownLayer, tensor: Tensor, expert: int) -> npt.NDArray[np.uint8]:
+    def _bytes(
+        self, layer: KnownLayer, tensor: Tensor, expert: int, *, in_file: bool = False
+    ) -> npt.NDArray[np.uint8]:
         """One expert's share of a tensor."""
         stacked = layer.layout.stacked
         nbytes = tensor.nbytes // tensor.shape[0] if stacked else tensor.nbytes
-        return self._checkpoint.read(tensor, expert * nbytes if stacked else 0, nbytes)
+        return self._checkpoint.read(tensor, expert * nbytes if stacked else 0, nbytes, in_file=in_file)
 
     def _where(self, tensor: Tensor) -> str:
         return f"{self._checkpoint.directory / tensor.shard}: {tensor.name}"
+
+
+def _is_rows(layer: KnownLayer, matrix: KnownMatrix) -> bool:
+    """Whether the projections are rows of the stored matrix, one after the other."""
+    return not layer.layout.transposed and all(rows.step == 1 for _, rows in matrix.stored.makes)
 
 
 def _same(one: Order, other: Order) -> bool:

@@ -15,7 +15,8 @@ constexpr int kPopulateRead = 22;
 
 }  // namespace
 
-MappedRange::MappedRange(int fd, off_t offset, size_t bytes) {
+MappedRange::MappedRange(int fd, off_t offset, size_t bytes, bool populate)
+    : fd_(fd), offset_(offset) {
   // Behind its end, the last page would read as zeros.
   struct stat file;
   if (fstat(fd, &file) != 0) throw std::system_error(errno, std::generic_category());
@@ -27,6 +28,7 @@ MappedRange::MappedRange(int fd, off_t offset, size_t bytes) {
   pages_ = mmap(nullptr, page_bytes_, PROT_READ, MAP_SHARED, fd, offset - into_page);
   if (pages_ == MAP_FAILED) throw std::system_error(errno, std::generic_category());
   data_ = static_cast<const uint8_t*>(pages_) + into_page;
+  if (!populate) return;
   // From the disk they come in larger runs than a fault fetches.
   madvise(pages_, page_bytes_, MADV_SEQUENTIAL);
   if (madvise(pages_, page_bytes_, kPopulateRead) != 0) {

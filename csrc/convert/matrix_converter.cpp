@@ -1,10 +1,14 @@
 #include "convert/matrix_converter.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <system_error>
 
 #include "base/align.h"
 #include "base/error.h"
@@ -30,12 +34,29 @@ std::string Text(const char* format, double value) {
 // From where on a number does not round to a finite one.
 double EndOf(Dtype half) { return half == Dtype::kF16 ? 65520.0 : 0x1.ffp127; }
 
+// Throws std::system_error unless there are so many.
+void ReadAll(const FilePlace& place, uint8_t* data, size_t bytes) {
+  for (off_t at = place.offset; bytes > 0;) {
+    const ssize_t count = pread(place.fd, data, bytes, at);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) throw std::system_error(count < 0 ? errno : ENODATA, std::generic_category());
+    data += count;
+    at += count;
+    bytes -= static_cast<size_t>(count);
+  }
+}
+
+int CodeBytes(const PanelFormat& format) { return BitsOf(format.dtype) == 16 ? 2 : 1; }
+
 }  // namespace
 
 MatrixConverter::MatrixConverter(const Kernels& kernels, const MatrixView& matrix,
+                                 const std::optional<FilePlace>& codes_in_file,
                                  const PanelFormat& source, const PanelFormat& target, bool search)
     : kernels_(kernels.weights),
       matrix_(matrix),
+      file_(codes_in_file),
+      band_(matrix),
       source_(source),
       target_(target),
       search_(search),
@@ -44,7 +65,7 @@ MatrixConverter::MatrixConverter(const Kernels& kernels, const MatrixView& matri
   if (kept_) return;
   way_ = WayTo(target);
   if (way_ == Way::kFp8) row_block_ = kBlock;
-  code_bytes_ = BitsOf(target.dtype) == 16 ? 2 : 1;
+  code_bytes_ = CodeBytes(target);
   scale_cols_ = SourceScaleCols(target, matrix.cols);
   const int groups = CeilDiv(matrix.cols, kWeightGroup);
   values_.resize(size_t{kWeightGroup} * groups);
@@ -54,10 +75,13 @@ MatrixConverter::MatrixConverter(const Kernels& kernels, const MatrixView& matri
   // The largest group's scale becomes the largest e4m3 number, 448, and its largest weight 6.
   float largest = kSmallest;
   std::vector<float> of_columns(CeilDiv(matrix.cols, kBlock));
-  for (int row = 0; row < matrix.rows; ++row) {
-    RequireFiniteRows(matrix, source, row, 1);
-    Expand(row);
-    kernels_.largest(exact_, of_columns.data());
+  for (int first = 0; first < matrix.rows; first += row_block_) {
+    const int end = std::min(first + row_block_, matrix.rows);
+    Load(first, end - first);
+    for (int row = first; row < end; ++row) {
+      Expand(row);
+      kernels_.largest(exact_, of_columns.data());
+    }
   }
   for (const float found : of_columns) largest = std::max(largest, found);
   global_scale_ = static_cast<float>(static_cast<double>(largest) / (6.0 * 448.0));
@@ -94,8 +118,8 @@ MatrixView MatrixConverter::Whole() {
 
 MatrixView MatrixConverter::Rows(int first, int count) {
   count = std::min(count, matrix_.rows - first);
-  RequireFiniteRows(matrix_, source_, first, count);
-  if (kept_) return matrix_;
+  Load(first, count);
+  if (kept_) return band_;
   const int scale_bytes = BytesOf(target_.scale_dtype);
   const size_t code_stride = size_t{1} * matrix_.cols * code_bytes_;
   const size_t scale_stride = size_t{1} * scale_cols_ * scale_bytes;
@@ -120,12 +144,27 @@ MatrixView MatrixConverter::Rows(int first, int count) {
   return view;
 }
 
+void MatrixConverter::Load(int first, int count) {
+  if (file_) {
+    const ptrdiff_t stride = ptrdiff_t{matrix_.cols} * CodeBytes(source_);
+    read_.resize(stride * count);
+    // Whoever takes rows of scales counts them from the same row on.
+    const int scale_row = first / static_cast<int>(source_.scale_rows);
+    const ptrdiff_t at = ptrdiff_t{scale_row} * matrix_.scale_cols;
+    band_.first_row = first;
+    band_.codes = read_.data();
+    if (matrix_.scales) band_.scales = matrix_.scales + at * BytesOf(source_.scale_dtype);
+    if (matrix_.zero_points) band_.zero_points = matrix_.zero_points + at;
+    ReadAll({file_->fd, file_->offset + first * stride}, read_.data(), read_.size());
+  }
+  RequireFiniteRows(band_, source_, first - band_.first_row, count);
+}
+
 void MatrixConverter::Expand(int row) {
   const ptrdiff_t scale_row = row / static_cast<int>(source_.scale_rows);
   const ptrdiff_t at = scale_row * matrix_.scale_cols;
   kernels_.expand(
-      {.codes =
-           matrix_.codes + ptrdiff_t{row} * matrix_.cols * (BitsOf(source_.dtype) == 16 ? 2 : 1),
+      {.codes = band_.codes + ptrdiff_t{row - band_.first_row} * matrix_.cols * CodeBytes(source_),
        .scales = matrix_.scales ? matrix_.scales + at * BytesOf(source_.scale_dtype) : nullptr,
        .zero_points = matrix_.zero_points ? matrix_.zero_points + at : nullptr,
        .dtype = source_.dtype,

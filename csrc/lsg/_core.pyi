@@ -182,11 +182,25 @@ def unpack_expert(
     the index in it.
     """
 
-def map_range(fd: int, offset: int, nbytes: int) -> npt.NDArray[np.uint8] | None:
+def map_range(fd: int, offset: int, nbytes: int, *, populate: bool = True) -> npt.NDArray[np.uint8] | None:
     """Bytes of a file where the page cache has them, uint8 [nbytes], read only, all of them present.
 
+    Without `populate` nothing is present, and the array only tells convert_expert from where in the file to
+    read codes; `fd` must stay open until then.
+
     None where that is not to be had (an old kernel, a file system, a file that ends earlier or cannot be
-    read): then reading the file tells why. A file that shrinks afterwards ends the process.
+    read): then reading the file tells why. A file that shrinks afterwards ends the process that looks at it.
+    """
+
+def write_rows(
+    fd: int, direct_fd: int, rows: npt.NDArray[np.uint8], offset: int, file_stride: int = 0
+) -> bool:
+    """Write rows, uint8 [count, nbytes], `file_stride` apart in the file; they may be apart in memory.
+
+    fd, direct_fd: one file, the second opened past the page cache, or -1. Whole pages go there where they lie
+    in memory as in the file, everything else to the first; no page goes to both, whatever neighbouring rows
+    do. False if the file system refuses direct writes only now; the rows are written all the same. Releases
+    the GIL. Raises OSError.
     """
 
 def convert_expert(
@@ -211,7 +225,8 @@ def convert_expert(
     same bytes on every processor.
 
     Raises FormatError when a shape or format does not fit, CheckpointError, beginning with the projection,
-    for a NaN, an infinity, or a number that the spec's format cannot hold.
+    for a NaN, an infinity, or a number that the spec's format cannot hold, OSError for codes in a file
+    (map_range) that cannot be read.
     """
 
 def convert_matrix(

@@ -54,6 +54,7 @@ def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) 
         SCALE_DTYPES[scale_numbers],
         block_rows=block_of(scale, "rows", rows, row_blocks),
         block_columns=block_of(scale, "columns", columns, column_blocks),
+        as_stored="weight",
     )
 
 

@@ -18,7 +18,7 @@ def recognise(parts: Parts, rows: int, columns: int, _hints: Mapping[str, Any]) 
         return None
     require_shape("weight", parts["weight"], (rows, columns))
     dtype = parts["weight"].dtype
-    return Encoding(dtype.lower(), {"weight": dtype}, _decode, _DTYPES[dtype])
+    return Encoding(dtype.lower(), {"weight": dtype}, _decode, _DTYPES[dtype], as_stored="weight")
 
 
 def _decode(arrays: Arrays) -> Decoded:

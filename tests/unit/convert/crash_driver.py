@@ -1,4 +1,4 @@
-"""Runs lsg-convert and stops it at the n-th system call that matters. Usage: SRC OUT EXPERTS HOW N
+"""Runs lsg-convert and stops it at the n-th call that matters. Usage: SRC OUT EXPERTS HOW N
 
 HOW is `kill` (SIGKILL; a write is left half done), `power` (what was not synced is lost as well, except the
 journal, which is the worst that a disk may do) or `interrupt` (SIGINT). With N 0, or beyond the
@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lsg.convert import experts
+from lsg.convert import direct, experts
 from lsg.convert.cli import main
 
 _, SOURCE, OUT, EXPERTS, HOW, N = sys.argv
 WRITES = ("pwrite", "write")
+# Many writes in one call.
+ROWS = "write_rows"
 SYNCS = ("fdatasync", "fsync")
 # Between two syncs it makes no difference when the power fails.
 CALLS = (*SYNCS, "rename") if HOW == "power" else (*WRITES, *SYNCS, "posix_fallocate", "rename")
@@ -52,13 +54,18 @@ def stop(name: str, args: tuple[Any, ...], real: Callable[..., Any]) -> None:
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
             half -= half % 4096
         real(fd, data[:half], *offset)
+    if name == ROWS:
+        fd, direct_fd, rows, offset, stride = args
+        half, width = len(rows) // 2, rows.shape[1] // 2
+        real(fd, direct_fd, rows[:half], offset, stride)
+        real(fd, direct_fd, rows[half : half + 1, :width], offset + half * stride, stride)
     if HOW == "power":
         cut_power()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def watch(name: str) -> None:
-    real = getattr(os, name)
+def watch(name: str, module: Any = os) -> None:
+    real = getattr(module, name)
 
     def call(*args: Any) -> Any:
         global calls
@@ -72,11 +79,13 @@ def watch(name: str) -> None:
                 durable[key(os.fstat(args[0]))] = Path(f"/proc/self/fd/{args[0]}").read_bytes()
             return result
 
-    setattr(os, name, call)
+    setattr(module, name, call)
 
 
 for name in CALLS:
     watch(name)
+if HOW != "power":
+    watch(ROWS, direct)
 # A shell starts background jobs with SIGINT ignored, and tests run in such jobs too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 experts.COMMIT_SECONDS = 0.0

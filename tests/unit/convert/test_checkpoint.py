@@ -44,7 +44,7 @@ def large(tmp_path):
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_large_tensor(large, monkeypatch, mapped):
     if not mapped:
-        monkeypatch.setattr("lsg.convert.checkpoint.map_range", lambda *_: None)
+        monkeypatch.setattr("lsg.convert.checkpoint.map_range", lambda *_, **__: None)
     with Checkpoint(large) as checkpoint:
         whole = checkpoint.read(checkpoint.tensors["a"])
         part = checkpoint.read(checkpoint.tensors["a"], 8 << 16, 4 << 20)

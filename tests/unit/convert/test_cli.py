@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lsg import CapacityError
+from lsg.convert import direct
 from lsg.convert.checkpoint import Checkpoint
 from lsg.convert.workdir import partial_of
 
@@ -181,8 +182,11 @@ def test_too_little_room_is_said_before_anything_is_written(convert, pristine, t
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fdatasync"])
-def test_a_full_disk_keeps_what_is_done(convert, pristine, tmp_path, tree_hash, monkeypatch, call):
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [(os, "posix_fallocate"), (os, "pwrite"), (os, "fdatasync"), (direct, "write_rows")],
+)
+def test_a_full_disk_keeps_what_is_done(convert, pristine, tmp_path, tree_hash, monkeypatch, module, call):
     out = tmp_path / "out"
     calls = 0
 
@@ -193,9 +197,9 @@ def test_a_full_disk_keeps_what_is_done(convert, pristine, tmp_path, tree_hash, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args)
 
-    real = getattr(os, call)
+    real = getattr(module, call)
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
+        patch.setattr(module, call, fail)
         result = convert(pristine, out, "--experts", "int4", "--threads", "1")
     assert_failed(result, "disk full")
     assert not out.exists()
