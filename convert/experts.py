@@ -2,8 +2,8 @@
 
 Writing costs a thread its time but hardly any of a core's, so it has threads of its own.
 
-Invariant: memory holds at most one expert per thread and the records of one more per writing thread; what
-waits in the queue is two numbers.
+Invariant: memory holds as many experts as there are buffers: a thread takes one before it reads anything, and
+what waits in the queue is two numbers.
 """
 
 import time
@@ -42,6 +42,7 @@ def convert_experts(
     writers: Mapping[int, LayerWriter],
     journal: Journal,
     threads: int,
+    slabs_in_flight: int,
     advance: Callable[[int], None],
 ) -> Slabs:
     """Convert these experts; their slabs, by (layer, expert), once they are durable.
@@ -63,7 +64,8 @@ def convert_experts(
 
     # Every expert needs arrays of the same sizes.
     keep_freed_memory()
-    with _Threads(threads, [writer.spec for writer in writers.values()], finished) as pool:
+    specs = [writer.spec for writer in writers.values()]
+    with _Threads(threads, slabs_in_flight, specs, finished) as pool:
         try:
             for layer, expert in todo:
                 expert_bytes[layer.source.index] = layer.source.expert_bytes
@@ -104,14 +106,17 @@ class _Threads:
     """Threads that make slabs and threads that write them, with the buffers between them."""
 
     def __init__(
-        self, threads: int, specs: Sequence[LayerSpec], finished: SimpleQueue[Future[SlabDone]]
+        self,
+        threads: int,
+        slabs_in_flight: int,
+        specs: Sequence[LayerSpec],
+        finished: SimpleQueue[Future[SlabDone]],
     ) -> None:
-        writing = writing_threads(threads)
         self._makers = ThreadPoolExecutor(threads, thread_name_prefix="expert")
-        self._writers = ThreadPoolExecutor(writing, thread_name_prefix="write")
+        self._writers = ThreadPoolExecutor(writing_threads(threads), thread_name_prefix="write")
         self._finished = finished
         self._free: SimpleQueue[SlabBuffer] = SimpleQueue()
-        for _ in range(threads + writing):
+        for _ in range(slabs_in_flight):
             self._free.put(SlabBuffer(specs))
 
     def __enter__(self) -> "_Threads":

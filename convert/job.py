@@ -130,6 +130,7 @@ class _Job:
                     writers,
                     work.journal,
                     self.options.threads,
+                    self.plan.slabs_in_flight(self.options.threads),
                     progress.advance,
                 )
                 for name, shard in step.parts:

@@ -16,6 +16,8 @@ from lsg.convert.targets import Target
 
 # What hubs and file systems handle comfortably; the largest a resident file gets unless one tensor is larger.
 RESIDENT_FILE_BYTES: Final = 5_000_000_000
+# What experts on their way may occupy, besides two: a quarter less than 1 GiB, for the program itself.
+_MEMORY_BYTES: Final = 768 << 20
 
 
 @dataclass(frozen=True)
@@ -57,23 +59,33 @@ class Plan:
         """Size of all resident tensors."""
         return sum(tensor.nbytes for file in self.resident for tensor in file.tensors)
 
-    def peak_bytes(self, threads: int) -> int:
-        """Upper estimate of what the experts in flight occupy.
-
-        In a thread, what was read and its codes, one or two bytes each: as they come out of the encoding, and
-        in the order of the blob. Besides, the records of every thread that converts or writes.
-        """
-        threads_of_both = threads + writing_threads(threads)
-        return max(
-            threads * (layer.source.expert_bytes + 2 * _code_bytes(layer.source))
-            + threads_of_both * layer.spec.num_units * layer.spec.record_bytes
+    def slabs_in_flight(self, threads: int) -> int:
+        """How many experts are in memory at once: as many as threads convert or write, if there is room."""
+        wanted = threads + writing_threads(threads)
+        return min(
+            max(2, min(wanted, (_MEMORY_BYTES + 2 * layer.source.expert_bytes) // _slab_bytes(layer)))
             for layer in self.layers
         )
+
+    def peak_bytes(self, threads: int) -> int:
+        """Upper estimate of what they occupy."""
+        return self.slabs_in_flight(threads) * max(_slab_bytes(layer) for layer in self.layers)
 
 
 def writing_threads(threads: int) -> int:
     """How many threads write what `threads` convert: most disks need two to be busy."""
     return max(2, threads // 2)
+
+
+def _slab_bytes(layer: LayerPlan) -> int:
+    """Of an expert on its way: its records and, unless the core reads its codes from the file, more.
+
+    That is what was read, and its codes twice: as they come out of the encoding, and in the blob's order.
+    """
+    records = layer.spec.num_units * layer.spec.record_bytes
+    if layer.source.codes_as_stored:
+        return records
+    return records + layer.source.expert_bytes + 2 * _code_bytes(layer.source)
 
 
 def _code_bytes(layer: ExpertLayer) -> int:

@@ -21,7 +21,10 @@ class Expert(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The routed experts of one layer as the checkpoint has them; gate, up are [I, H], down is [H, I]."""
+    """The routed experts of one layer as the checkpoint has them; gate, up are [I, H], down is [H, I].
+
+    codes_as_stored: the shards hold all codes as the core wants them, so they may stay there (`Source.read`).
+    """
 
     index: int
     prefix: str
@@ -33,6 +36,7 @@ class ExpertLayer:
     gate_up: PanelFormat
     down: PanelFormat
     expert_bytes: int
+    codes_as_stored: bool
 
 
 class Source(Protocol):
@@ -54,7 +58,7 @@ class Source(Protocol):
         """Read one expert; safe to call from several threads. Raises CheckpointError.
 
         Its numbers are as they are in the checkpoint, even where they are none. in_file: it is for
-        `_core.convert_expert` alone, and codes that the file holds as they are may stay there.
+        `_core.convert_expert` alone, and where codes are as stored, they stay in the file.
         """
 
     def check(self, layer: ExpertLayer, expert: int) -> None:

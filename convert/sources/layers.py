@@ -158,4 +158,8 @@ def _describe(
         ),
         down=down.encoding.panel([rows for _, rows in down.stored.makes], bias=BIAS in down.parts),
         expert_bytes=sum(tensor.nbytes for tensor in read) // (geometry.num_experts if layout.stacked else 1),
+        # As stored, and in rows one after the other.
+        codes_as_stored=not layout.transposed
+        and all(matrix.encoding.as_stored for matrix in matrices)
+        and all(rows.step == 1 for matrix in matrices for _, rows in matrix.stored.makes),
     )

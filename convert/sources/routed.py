@@ -49,14 +49,12 @@ class RoutedExperts:
     def read(self, layer: ExpertLayer, expert: int, *, in_file: bool = False) -> Expert:
         """Read one expert. Raises CheckpointError for values that are not what was promised."""
         known = self._layers[layer.index]
-        # What is put into another order must be looked at.
-        in_file = in_file and not any(matrix.encoding.ordered for matrix in known.matrices)
         made: dict[str, Matrix] = {}
         orders: dict[str, Order] = {}
         for matrix in known.matrices:
             panel = layer.down if matrix.stored.projection == "down" else layer.gate_up
             tensors = known.layout.tensors(known.named, expert, matrix.stored.projection)
-            stays = matrix.encoding.as_stored if in_file and _is_rows(known, matrix) else None
+            stays = matrix.encoding.as_stored if in_file and layer.codes_as_stored else None
             arrays = {
                 part: self._array(known, matrix, tensors[part], part, expert, in_file=part == stays)
                 for part in matrix.parts
@@ -125,11 +123,6 @@ class RoutedExperts:
 
     def _where(self, tensor: Tensor) -> str:
         return f"{self._checkpoint.directory / tensor.shard}: {tensor.name}"
-
-
-def _is_rows(layer: KnownLayer, matrix: KnownMatrix) -> bool:
-    """Whether the projections are rows of the stored matrix, one after the other."""
-    return not layer.layout.transposed and all(rows.step == 1 for _, rows in matrix.stored.makes)
 
 
 def _same(one: Order, other: Order) -> bool:

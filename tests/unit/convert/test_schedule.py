@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lsg._core import Dtype, LayerSpec, PanelFormat
 from lsg.convert.checkpoint import Tensor
-from lsg.convert.schedule import plan_resident
+from lsg.convert.schedule import LayerPlan, Plan, plan_resident
 
 ITEM_BYTES = {"F32": 4, "BF16": 2, "U8": 1, "I64": 8}
 
@@ -37,3 +41,28 @@ def test_names_count_the_files():
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ]
+
+
+def plan(hidden, intermediate, stored):
+    """BF16 experts that stay so."""
+    panel = PanelFormat(Dtype.BF16)
+    shape = {"hidden_size": hidden, "intermediate_size": intermediate, "gated": True}
+    panels = {"gate_up": panel, "down": panel}
+    nbytes = 3 * hidden * intermediate * 2
+    source = SimpleNamespace(**shape, **panels, expert_bytes=nbytes, codes_as_stored=stored)
+    return Plan((LayerPlan(source, LayerSpec(layer_index=0, num_experts=4, **shape, **panels)),), ())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 16, 64, 256])
+@pytest.mark.parametrize("shape", [(2048, 768), (7168, 2048), (7168, 3072)])
+def test_experts_on_their_way_leave_the_program_room_below_a_gibibyte(shape, threads, stored):
+    chosen = plan(*shape, stored)
+    expert = chosen.layers[0].source.expert_bytes
+    slab = expert if stored else 4 * expert
+    most = (3 << 28) + 2 * expert
+    assert 2 <= chosen.slabs_in_flight(threads) <= threads + max(2, threads // 2)
+    assert chosen.peak_bytes(threads) == chosen.slabs_in_flight(threads) * slab
+    assert chosen.peak_bytes(threads) <= max(most, 2 * slab)
+    if (threads + max(2, threads // 2)) * slab <= most:
+        assert chosen.slabs_in_flight(threads) == threads + max(2, threads // 2)
