@@ -180,8 +180,10 @@ def _say(name: str, run: dict[str, Any]) -> None:
 
 def _has_room(nbytes: int) -> bool:
     """Whether a lossless output of this size fits into memory beside the checkpoint in the page cache."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return MEMORY.is_dir() and min(available, shutil.disk_usage(MEMORY).free) > 2 * nbytes
+    # The page cache gives way, but must keep the checkpoint.
+    words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(words["MemAvailable"].split()[0]) << 10
+    return MEMORY.is_dir() and min(available - nbytes, shutil.disk_usage(MEMORY).free) > 2 * nbytes
 
 
 def _llama(program: Path, scratch: Path, shape: dict[str, int], threads: int, repeat: int) -> dict[str, Any]:
