@@ -97,6 +97,10 @@ def numa(result: dict[str, Any]) -> str:
         "the results are those of the machine with one node. Prompt: how far the results of 200 tokens are "
         "from the sum in float64, as a share of what rounding allows."
     )
+    if result.get("hiccups"):
+        what += (
+            f" Starts in which the emulator printed no line, and which were repeated: {result['hiccups']}."
+        )
     head = ["machine", "tried", "pages", "threads", "same bits", "prompt", "s", "outcome"]
     return table(what, head, rows)
 

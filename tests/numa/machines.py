@@ -67,8 +67,10 @@ def command(machine: Machine, kernel: Path, image: Path, report: Path) -> list[s
     cores = cpus // machine.threads_per_core
     arguments = [
         "qemu-system-x86_64",
-        # Linux asks only processors that name this maker for hyperthreads in the way QEMU answers.
-        *("-accel", "tcg,thread=multi", "-cpu", "max,vendor=GenuineIntel"),
+        # Linux asks only processors that name this maker for hyperthreads in the way QEMU answers. Without a
+        # fifth level of page tables a kernel does not switch paging off and on again while it starts, which
+        # nothing here needs and emulators get wrong.
+        *("-accel", "tcg,thread=multi", "-cpu", "max,vendor=GenuineIntel,la57=off"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-m", f"{sum(node.mib for node in machine.nodes)}M"),
         *("-smp", f"{cpus},sockets={cores},cores=1,threads={machine.threads_per_core}"),
@@ -76,6 +78,8 @@ def command(machine: Machine, kernel: Path, image: Path, report: Path) -> list[s
         *("-drive", f"file={image},format=raw,if=none,id=disk,snapshot=on"),
         *("-device", "nvme,drive=disk,serial=disk"),
         *("-serial", "stdio", "-serial", f"file:{report}"),
+        # What the firmware says: of a machine that stops before its kernel there is nothing else.
+        *("-debugcon", f"file:{report.with_suffix('.firmware')}", "-global", "isa-debugcon.iobase=0x402"),
     ]
     for number, node in enumerate(machine.nodes):
         what = f"node,nodeid={number}"
@@ -96,7 +100,9 @@ def _kernel_arguments(machine: Machine) -> str:
     environment = {"PYTHONPATH": SITE, "PATH": "/usr/bin", "OPENBLAS_NUM_THREADS": "1"}
     return " ".join(
         [
-            "console=ttyS0 quiet panic=-1 root=/dev/nvme0n1 ro",
+            # From its first moment the kernel says where it is, so that one that stops is no riddle. The check
+            # of the timer takes a busy host for a broken board.
+            "earlyprintk=ttyS0 console=ttyS0 no_timer_check panic=-1 root=/dev/nvme0n1 ro",
             f"init={INTERPRETER}",
             # What the kernel does not know becomes the environment of the first process.
             *(f"{name}={value}" for name, value in environment.items()),

@@ -41,27 +41,32 @@ class Row:
 
 
 def judge(
-    machine: Machine, reports: Sequence[dict[str, Any]], reference: Sequence[str], prompt: Expected
+    machine: Machine,
+    reports: Sequence[dict[str, Any]],
+    reference: Sequence[str],
+    prompt: Expected,
+    ended: str = "",
 ) -> list[Row]:
     """A row for every scenario of the machine.
 
-    reference: digests of the first machine's first load. prompt: what long prompts should give.
+    reference: digests of the first machine's first load. prompt: what long prompts should give. ended: why
+    there are no more reports.
     """
     by_name = {report["scenario"]: report for report in reports}
-    return [_judge(machine, name, by_name.get(name), reference, prompt) for name in machine.scenarios]
+    missing = {"error": ended or "gave no report; see the console's log"}
+    return [
+        _judge(machine, name, by_name.get(name, missing), reference, prompt) for name in machine.scenarios
+    ]
 
 
 def _judge(
     machine: Machine,
     name: str,
-    report: dict[str, Any] | None,
+    report: dict[str, Any],
     reference: Sequence[str],
     prompt: Expected,
 ) -> Row:
-    row = Row(machine.name, name, seconds=(report or {}).get("seconds", 0.0))
-    if report is None:
-        row.faults.append("gave no report; see the console's log")
-        return row
+    row = Row(machine.name, name, seconds=report.get("seconds", 0.0))
     if "error" in report:
         row.faults.append(report["error"])
         return row

@@ -76,6 +76,8 @@ def test_every_wrong_is_found(path, value, sentence):
 def test_silence_and_failure_are_wrong():
     [row] = judge(MACHINE, [], ["abc"], PROMPT)
     assert "no report" in row.faults[0]
+    [row] = judge(MACHINE, [], ["abc"], PROMPT, "the first process did not run after 9 s")
+    assert row.faults == ["the first process did not run after 9 s"]
     assert faults({"scenario": "serve:map", "error": "exit code 1"}) == ["exit code 1"]
 
 
