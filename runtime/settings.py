@@ -157,6 +157,7 @@ _PREFILL = _Later("prefill of offloaded experts on the GPU", "--gpu-prefill-min-
 _PREFETCH = _Later("prefill of offloaded experts on the GPU", "--gpu-prefetch-layers")
 _LATER: Final = {
     "LVLLM_GPU_RESIDENT_MOE_LAYERS": _RESIDENT,
+    "LK_GPU_RESIDENT_MOE_LAYERS": _RESIDENT,
     "LVLLM_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
     "LK_GPU_PREFILL_MIN_BATCH_SIZE": _PREFILL,
     "LVLLM_GPU_PREFETCH_WINDOW": _PREFETCH,

@@ -59,6 +59,7 @@ def test_every_accepted_name(environ, expected):
         ({"LK_THREADS": "4", "LSG_THREADS": "5"}, ["LSG_THREADS=5", "contradicts", "LK_THREADS=4"]),
         ({"LVLLM_GPU_RESIDENT_MOE_LAYERS": "0-5"}, ["GPU memory", "later version"]),
         ({"LVLLM_GPU_RESIDENT_MOE_LAYERS": "0"}, ["GPU memory", "later version"]),
+        ({"LK_GPU_RESIDENT_MOE_LAYERS": "0-5"}, ["GPU memory", "later version"]),
         ({"LK_POWER_SAVING": "yes"}, ["LK_POWER_SAVING=yes", "0, 1"]),
         ({"LSG_LOAD": "copy"}, ["LSG_LOAD=copy", "auto, map, huge"]),
         ({"LSG_SPILL": "all"}, ["LSG_SPILL=all", "0, 1"]),
