@@ -100,8 +100,8 @@ def _kernel_arguments(machine: Machine) -> str:
     environment = {"PYTHONPATH": SITE, "PATH": "/usr/bin", "OPENBLAS_NUM_THREADS": "1"}
     return " ".join(
         [
-            # From its first moment the kernel says where it is, so that one that stops is no riddle. The check
-            # of the timer takes a busy host for a broken board.
+            # From its first moment the kernel says where it is, so one that stops is no riddle. The check of
+            # the timer takes a busy host for a broken board.
             "earlyprintk=ttyS0 console=ttyS0 no_timer_check panic=-1 root=/dev/nvme0n1 ro",
             f"init={INTERPRETER}",
             # What the kernel does not know becomes the environment of the first process.
