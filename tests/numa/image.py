@@ -4,6 +4,7 @@ Invariant: what comes from this machine keeps its path, so interpreter and share
 There is no init system: the interpreter is the first process. Nothing here needs root.
 """
 
+import compileall
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import sysconfig
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -45,6 +47,14 @@ def build(image: Path, wheel: Path, model: Path) -> None:
         shutil.copy2(HERE / program, _inside(root, GUEST))
     for shared in _shared_libraries(root):
         _keep_path(shared, root)
+    # The disk is read-only there, and an emulated machine would compile everything again in each process.
+    compileall.compile_dir(
+        site,
+        quiet=1,
+        stripdir=str(root),
+        prependdir="/",
+        invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+    )
     # Hard links: a model is the larger part of the image.
     shutil.copytree(model, _inside(root, MODEL), copy_function=_link_or_copy)
     used = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

@@ -100,9 +100,12 @@ def _kernel_arguments(machine: Machine) -> str:
     environment = {"PYTHONPATH": SITE, "PATH": "/usr/bin", "OPENBLAS_NUM_THREADS": "1"}
     return " ".join(
         [
-            # From its first moment the kernel says where it is, so one that stops is no riddle. The check of
-            # the timer takes a busy host for a broken board.
-            "earlyprintk=ttyS0 console=ttyS0 no_timer_check panic=-1 root=/dev/nvme0n1 ro",
+            # From its first moment the kernel says where it is, so one that stops is no riddle.
+            "earlyprintk=ttyS0 console=ttyS0",
+            # A busy host looks like a broken timer or a drifting clock. Without that clock, workers read the
+            # time from an emulated device, one after the other.
+            "no_timer_check tsc=reliable",
+            "panic=-1 root=/dev/nvme0n1 ro",
             f"init={INTERPRETER}",
             # What the kernel does not know becomes the environment of the first process.
             *(f"{name}={value}" for name, value in environment.items()),
