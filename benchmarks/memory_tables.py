@@ -99,7 +99,8 @@ def numa(result: dict[str, Any]) -> str:
     )
     if result.get("hiccups"):
         what += (
-            f" Starts in which the emulator printed no line, and which were repeated: {result['hiccups']}."
+            " Starts in which a machine stood still before its first process, and which were repeated: "
+            f"{result['hiccups']}."
         )
     head = ["machine", "tried", "pages", "threads", "same bits", "prompt", "s", "outcome"]
     return table(what, head, rows)

@@ -1,7 +1,7 @@
 """Switches an emulated machine on and watches it, so that nothing it does or omits takes for ever.
 
-Invariant: QEMU has ended when `boot` returns. A machine that never printed a line is started a second time:
-nothing of ours had run in it.
+Invariant: QEMU has ended when `boot` returns. A machine that stands still before its first process is started
+a second time: nothing of ours had run in it.
 """
 
 import json
@@ -35,7 +35,7 @@ class Limits:
 class Boot:
     """What came of it. ended: why there are no more reports, empty when the machine switched itself off.
 
-    hiccups: starts in which the emulator never got as far as a kernel.
+    hiccups: starts in which the machine stood still before its first process.
     """
 
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Boot:
     hiccups: int = 0
 
 
-class _SilentError(Exception):
-    """Not a line on the console."""
+class _NeverStartedError(Exception):
+    """The first process did not run, and not because the emulator ended."""
 
 
 def boot(
@@ -58,8 +58,8 @@ def boot(
     for hiccups in (0, 1):
         try:
             return Boot(*_once(command, console, report, scenarios, limits, deadline), hiccups)
-        except _SilentError as silent:
-            said = str(silent)
+        except _NeverStartedError as hiccup:
+            said = str(hiccup)
     return Boot([], said, 2)
 
 
@@ -74,10 +74,7 @@ def _once(
             ended = _watch(emulator, console, report, scenarios, limits, deadline)
         finally:
             _end(emulator)
-    _, reports = _read(report)
-    if ended and not reports and not console.stat().st_size:
-        raise _SilentError(ended)
-    return reports, ended
+    return _read(report)[1], ended
 
 
 def _watch(
@@ -88,7 +85,10 @@ def _watch(
     limits: Limits,
     deadline: float,
 ) -> str:
-    """Wait until the emulator ends or a limit is reached; why it was, if not by itself."""
+    """Wait until the emulator ends or a limit is reached; why it was, if not by itself.
+
+    Raises _NeverStartedError for the limits before the first process.
+    """
     step, since = -2, time.monotonic()
     while (code := emulator.poll()) is None:
         now = time.monotonic()
@@ -98,7 +98,10 @@ def _watch(
             step, since = reached, now
         what, limit = _phase(step, scenarios, limits)
         if now - since > limit:
-            return f"{what} after {limit:g} s; the machine was switched off"
+            ended = f"{what} after {limit:g} s; the machine was switched off"
+            if step < 0:
+                raise _NeverStartedError(ended)
+            return ended
         if now > deadline:
             return f"{what} when the time for all machines was over; the machine was switched off"
         time.sleep(POLL_S)

@@ -130,7 +130,7 @@ def _boot(machine: Machine, kernel: Path, image: Path, scratch: Path, deadline: 
     booted = boot(start, console, report, len(machine.scenarios), Limits(), deadline)
     if booted.hiccups:
         click.echo(
-            f"{machine.name}: the emulator never printed a line, {booted.hiccups} of 2 starts", err=True
+            f"{machine.name}: stood still before its first process in {booted.hiccups} of 2 starts", err=True
         )
     if booted.ended:
         click.echo(f"{machine.name}: {booted.ended}; see {console}", err=True)
