@@ -64,8 +64,7 @@ def open_model(mode, *, bind="core", spill=False):
         say=functools.partial(print, file=sys.stderr),
     )
     ranges = [plan.node_ranges(0, count) for count in units]
-    read = observe.read_bytes() - already_read
-    return Model(engine, plan, layers, ranges, workers, loaded, read)
+    return Model(engine, plan, layers, ranges, workers, loaded, observe.read_bytes() - already_read)
 
 
 def path_of(layer):
@@ -221,12 +220,11 @@ def short(argument):
     mode, _, spill = argument.partition("-")
     node = home_nodes()[-1]
     with occupied(node, leave=4 << 20):
-        before = free_by_node()
+        facts = {"node": node, "free_bytes": free_by_node()}
         try:
-            found = serve(mode, spill=bool(spill))
+            return facts | serve(mode, spill=bool(spill))
         except LsgError as error:
-            found = {"refusal": f"{type(error).__name__}: {error}"}
-    return found | {"node": node, "free_bytes": before}
+            return facts | {"refusal": f"{type(error).__name__}: {error}"}
 
 
 def reading(argument):
@@ -249,8 +247,7 @@ def reading(argument):
 def doctor(argument):
     """What `lsg doctor` prints here."""
     command = [sys.executable, "-m", "lsg.cli", "doctor", "--json"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {"doctor": json.loads(text)}
+    return {"doctor": json.loads(subprocess.run(command, capture_output=True, check=True).stdout)}
 
 
 def home_nodes():
@@ -290,8 +287,8 @@ def occupied(node, *, leave):
         "data = bytearray(taken); print(taken, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program]
-    where = Path(__file__).parent
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=where) as hog:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parent, **pipes) as hog:
         if not hog.stdout.readline():
             raise MemoryError
         yield

@@ -12,7 +12,7 @@ import pytest
 from numa.boot import Limits, boot
 
 LONG = 60.0
-SHORT = 1
+SHORT = 0.5
 REPORTS = [{"scenario": "doctor"}, {"scenario": "serve:map"}]
 
 
@@ -47,12 +47,12 @@ def test_a_machine_that_switches_itself_off(tmp_path):
 @pytest.mark.parametrize(
     ("script", "limit", "reports", "sentence"),
     [
-        (RUNS + lines(REPORTS[0]) + "exec sleep 600", "scenario", REPORTS[:1], "no report after 1 s"),
+        (RUNS + lines(REPORTS[0]) + "exec sleep 600", "scenario", REPORTS[:1], "no report after 0.5 s"),
         (
             RUNS + lines(*REPORTS) + "exec sleep 600",
             "power_off",
             REPORTS,
-            "not switched off by itself after 1 s",
+            "not switched off by itself after 0.5 s",
         ),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_machine_that_never_gets_to_a_process_is_started_once_more(tmp_path, s
 def test_and_not_a_third_time(tmp_path, said, limit, sentence):
     found = start(tmp_path, f"echo >> {tmp_path}/starts; {said}exec sleep 600", **{limit: SHORT})
     assert (found.reports, found.hiccups) == ([], 2)
-    assert found.ended == f"{sentence} after 1 s; the machine was switched off"
+    assert found.ended == f"{sentence} after 0.5 s; the machine was switched off"
     assert (tmp_path / "starts").read_text() == "\n\n"
 
 
