@@ -9,7 +9,6 @@ from lsg import _core
 from lsg.manifest import Layer
 
 # Tokens, and how many of them have experts: one token; a few; the 128 that the engine computes in one pass.
-# An emulated machine takes a second for two tokens' experts.
 SIZES = ((1, 1.0), (5, 1.0), (128, 0.05))
 # Of a longer prompt each node sums its own units first: the same within rounding only.
 PROMPT = (200, 0.05)
