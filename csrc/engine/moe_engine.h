@@ -59,7 +59,8 @@ class MoeEngine {
   // same bits as alone; more of them take two. Throws std::out_of_range for a bad handle.
   bool InOnePass(int layer, int tokens, int top_k) const;
 
-  // Whether so many tokens' inputs are quantised to int8. Throws std::out_of_range for a bad handle.
+  // Whether so many tokens' inputs are quantised to int8. Throws std::out_of_range for a bad
+  // handle.
   bool Int8Inputs(int layer, int tokens, int top_k) const;
 
   // Records every Forward from now on in this file. Throws CapacityError.
