@@ -5,7 +5,7 @@
 // alone, so a token's bits depend neither on the rest of its batch nor on the threads.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
+#include <vector>
 
 #include "base/align.h"
 #include "engine/workspace.h"
@@ -177,16 +177,15 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   const auto compute = [&](int node, int task) {
     NodeWorkspace& mine = ws.nodes[node];
     const UnitRange units = layer.UnitsOf(node);
-    const int unit = task % units.size();
-    const ExpertRange* range = whole_units ? nullptr : &ws.expert_ranges[task / units.size()];
-    const int64_t row = (int64_t{unit} * slots_of_unit + (whole_units ? 0 : range->index)) * tokens;
-    float* sums = mine.slots.data() + row * stride;
-    uint8_t* filled = mine.filled.data() + row;
+    const int at = task % units.size(), unit = units.begin + at;
+    const auto row = [&](int slot) { return (int64_t{at} * slots_of_unit + slot) * tokens; };
     if (whole_units) {
-      SumUnit(layer, units.begin + unit, tokens, sums, filled);
-    } else {
-      SumRange(layer, units.begin + unit, *range, sums, filled);
+      SumUnit(layer, unit, tokens, mine.slots.data() + row(0) * stride, &mine.filled[row(0)]);
+      return;
     }
+    const ExpertRange& range = ws.expert_ranges[task / units.size()];
+    const int64_t first = row(range.index);
+    SumRange(layer, unit, range, mine.slots.data() + first * stride, &mine.filled[first]);
   };
 
   // The block of 64 outputs from `at` of one token, summed over some of a node's units.
