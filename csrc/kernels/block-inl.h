@@ -182,5 +182,15 @@ class ScaleWalk {
   GroupScales<kRun> run_;
 };
 
+// Unpacks runs of weights side by side, `weight_bytes` for each tile of inputs; how many tiles.
+template <auto unpack>
+int UnpackRuns(const WeightRun* runs, int count, size_t weight_bytes, uint8_t* weights) {
+  int tiles = 0;
+  for (const WeightRun* run = runs; run < runs + count; tiles += run->k_tiles, ++run) {
+    unpack(run->panel, run->block, run->k_tile, run->k_tiles, weights + tiles * weight_bytes);
+  }
+  return tiles;
+}
+
 }  // namespace
 }  // namespace lsg

@@ -133,11 +133,8 @@ void MultiplyFloat(const uint8_t* weights, int k_tiles, const PackedRows& rows, 
 template <class Weight, int kGroups>
 void SweepFloat(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
                 uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  int tiles = 0;
-  for (const WeightRun* run = runs; run < runs + count; tiles += run->k_tiles, ++run) {
-    UnpackFloat<Weight, kGroups>(run->panel, run->block, run->k_tile, run->k_tiles,
-                                 scratch + tiles * sizeof(FloatWeights<kGroups>));
-  }
+  const int tiles = UnpackRuns<&UnpackFloat<Weight, kGroups>>(
+      runs, count, sizeof(FloatWeights<kGroups>), scratch);
   MultiplyFloat<Weight, kGroups>(scratch, tiles, x, first_tile, y, y_stride, next);
 }
 

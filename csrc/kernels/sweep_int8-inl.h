@@ -183,11 +183,8 @@ void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int 
 template <class Weight, int kGroups>
 void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  int tiles = 0;
-  for (const WeightRun* run = runs; run < runs + count; tiles += run->k_tiles, ++run) {
-    UnpackInt8<Weight, kGroups>(run->panel, run->block, run->k_tile, run->k_tiles,
-                                scratch + tiles * sizeof(Int8Weights<kGroups>));
-  }
+  const int tiles =
+      UnpackRuns<&UnpackInt8<Weight, kGroups>>(runs, count, sizeof(Int8Weights<kGroups>), scratch);
   const auto multiply = runs->panel.zero_points != nullptr ? &MultiplyInt8<Weight, kGroups, true>
                                                            : &MultiplyInt8<Weight, kGroups, false>;
   multiply(scratch, tiles, x, first_tile, y, y_stride, next);
