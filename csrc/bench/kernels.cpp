@@ -40,6 +40,18 @@ const Format kFormats[] = {
       .global_scale = true}},
 };
 
+// Memory that begins with a line.
+class Aligned {
+ public:
+  explicit Aligned(size_t bytes) : memory_(bytes + 64) {}
+  uint8_t* data() {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64);
+  }
+
+ private:
+  std::vector<uint8_t> memory_;
+};
+
 std::vector<float> Floats(int count) {
   std::minstd_rand random(1);
   std::vector<float> values(count);
@@ -49,10 +61,11 @@ std::vector<float> Floats(int count) {
 
 // Random codes that are finite in every format, and scales that are small powers of two.
 struct Weights {
-  explicit Weights(const PanelFormat& format)
-      : codes(size_t{kOutputs} * kInputs * BitsOf(format.dtype) / 8 + 64) {
+  explicit Weights(const PanelFormat& format) : codes(code_bytes(format)) {
     std::minstd_rand random(1);
-    for (uint8_t& code : codes) code = static_cast<uint8_t>(random() >> 8) & 0x77;
+    for (size_t i = 0; i < code_bytes(format); ++i) {
+      codes.data()[i] = static_cast<uint8_t>(random() >> 8) & 0x77;
+    }
     const bool scaled = format.scale_dtype != ScaleDtype::kNone;
     const int groups = scaled ? kInputs / static_cast<int>(format.scale_k) : 0;
     const int rows = static_cast<int>(format.scale_rows);
@@ -61,10 +74,8 @@ struct Weights {
       scales.assign(size_t{kBlocks} * groups * (kBlockN / rows) * BytesOf(format.scale_dtype),
                     0x3c);
     }
-    auto* aligned =
-        reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(codes.data()) + 63) / 64 * 64);
     panel = {
-        .codes = aligned,
+        .codes = codes.data(),
         .scales = scaled ? scales.data() : nullptr,
         .zero_points = nullptr,
         .bias = nullptr,
@@ -80,7 +91,12 @@ struct Weights {
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  std::vector<uint8_t> codes, scales;
+  static size_t code_bytes(const PanelFormat& format) {
+    return size_t{kOutputs} * kInputs * BitsOf(format.dtype) / 8;
+  }
+
+  Aligned codes;
+  std::vector<uint8_t> scales;
   Panel panel;
 };
 
@@ -141,6 +157,29 @@ void RunInt8(benchmark::State& state, const Kernels& kernels, PanelInt8Fn kernel
   Count(state, format, weights.scales.size(), tokens);
 }
 
+// Many tokens: the panel's blocks one after the other, as the engine's prompts take them.
+void RunSweep(benchmark::State& state, const SweepKernels& sweep, const PanelFormat& format,
+              int tokens) {
+  const Weights weights(format);
+  const std::vector<float> x = Floats(kInputs);
+  const int at_once = std::min(sweep.max_tiles, kTiles);
+  Aligned inputs(tokens * sweep.RowBytes(kTiles)),
+      scratch(size_t{1} * at_once * sweep.weight_bytes);
+  const PackedRows rows = sweep.RowsAt(inputs.data(), tokens, kTiles);
+  for (int t = 0; t < tokens; ++t) sweep.pack(x.data(), kTiles, rows, 0, t);
+  std::vector<float> sums(size_t{1} * tokens * kBlockN);
+  for (auto _ : state) {
+    for (int block = 0; block < kBlocks; ++block) {
+      for (int k = 0; k < kTiles; k += at_once) {
+        const WeightRun run{weights.panel, block, k, std::min(at_once, kTiles - k)};
+        sweep.sweep(&run, 1, rows, k, scratch.data(), sums.data(), kBlockN, {nullptr, 0});
+      }
+    }
+    benchmark::ClobberMemory();
+  }
+  Count(state, format, weights.scales.size(), tokens);
+}
+
 void RunActivate(benchmark::State& state, ActivateFn kernel, Activation kind) {
   const std::vector<float> gate_up = Floats(kOutputs);
   std::vector<float> act(kOutputs / 2);
@@ -171,6 +210,14 @@ void RegisterLevel(Isa isa) {
                                    [=, &kernels](benchmark::State& state) {
                                      RunInt8(state, kernels, panel.int8, each.format, tokens);
                                    });
+    }
+    const SweepKernels* sweep = panel.int8_sweep ? panel.int8_sweep : panel.f32_sweep;
+    for (int tokens : {8, 32, 128}) {
+      std::string name = "sweep/";
+      name.append(each.name).append(level).append("/tokens:").append(std::to_string(tokens));
+      benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+        RunSweep(state, *sweep, each.format, tokens);
+      });
     }
   }
   benchmark::RegisterBenchmark(("activate/silu" + level).c_str(), [&](benchmark::State& state) {

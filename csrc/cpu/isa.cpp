@@ -47,11 +47,10 @@ Isa Detect() {
   if (!(f && dq && bw && vl && (xcr0 & 0xe6) == 0xe6)) return Isa::kAvx2;
   if (!(ecx >> 11 & 1)) return Isa::kAvx512;
   const bool vbmi = ecx >> 1 & 1;
-  const bool amx = vbmi && (edx >> 22 & 1) && (edx >> 24 & 1) &&
-                   (edx >> 25 & 1) &&  // bf16, tile, int8
+  const bool amx = (edx >> 22 & 1) && (edx >> 24 & 1) && (edx >> 25 & 1) &&  // bf16, tile, int8
                    (xcr0 & 0x60000) == 0x60000;
   if (subleaves < 1 || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return Isa::kVnni;
-  if (!(eax >> 5 & 1)) return Isa::kVnni;
+  if (!(vbmi && (eax >> 5 & 1))) return Isa::kVnni;
   if (!amx || !RequestAmx()) return Isa::kBf16;
   return Isa::kAmx;
 }

@@ -77,11 +77,28 @@ void FillRows(float* sums, int rows, const float* bias) {
   }
 }
 
-// The first inputs' weights of a panel's block, as many as a sweep takes.
-ByteRange FirstCodes(const Panel& panel, int block, int64_t tile_bytes, int max_tiles) {
-  const uint8_t* begin = panel.codes + int64_t{block} * panel.k_tiles * tile_bytes;
-  return {begin, begin + std::min(max_tiles, panel.k_tiles) * tile_bytes};
-}
+// Where weights lie that a later sweep reads.
+class Later {
+ public:
+  // Up to max_tiles tiles of a block's inputs, from k_tile on.
+  void Add(const Panel& panel, int block, int k_tile, int max_tiles, int64_t tile_bytes) {
+    const int tiles = std::min(max_tiles, panel.k_tiles - k_tile);
+    const uint8_t* codes = panel.codes + (int64_t{block} * panel.k_tiles + k_tile) * tile_bytes;
+    ranges_[count_++] = {codes, codes + tiles * tile_bytes};
+    if (panel.scales == nullptr) return;
+    const int64_t group_bytes = kBlockN / panel.scale_rows * BytesOf(panel.scale_dtype);
+    const int groups = panel.scale_groups, k_tiles = panel.k_tiles;
+    const int first = k_tile * groups / k_tiles;
+    const int end = CeilDiv((k_tile + tiles) * groups, k_tiles);
+    const uint8_t* scales = panel.scales + int64_t{block} * groups * group_bytes;
+    ranges_[count_++] = {scales + first * group_bytes, scales + end * group_bytes};
+  }
+  Upcoming All() const { return {ranges_, count_}; }
+
+ private:
+  ByteRange ranges_[2 * kMaxRuns];
+  int count_ = 0;
+};
 
 }  // namespace
 
@@ -171,18 +188,16 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
                  panel.bias == nullptr ? nullptr : panel.bias + block * kBlockN);
         for (int k = 0; k < k_tiles; k += sweep.max_tiles) {
           const WeightRun run{panel, block, k, std::min(sweep.max_tiles, k_tiles - k)};
-          ByteRange next{};
+          Later later;
           if (const int after = k + run.k_tiles; after < k_tiles) {
-            next = FirstCodes(panel, block, tile_bytes, k_tiles);
-            next.begin += after * tile_bytes;
-            next.end = std::min(next.end, next.begin + sweep.max_tiles * tile_bytes);
+            later.Add(panel, block, after, sweep.max_tiles, tile_bytes);
           } else if (block + 1 < panel.blocks) {
-            next = FirstCodes(panel, block + 1, tile_bytes, sweep.max_tiles);
+            later.Add(panel, block + 1, 0, sweep.max_tiles, tile_bytes);
           } else if (unit + 1 < units.end) {
-            next = FirstCodes(layer.GateUpPanel(unit + 1, expert.expert), 0, tile_bytes,
-                              sweep.max_tiles);
+            later.Add(layer.GateUpPanel(unit + 1, expert.expert), 0, 0, sweep.max_tiles,
+                      tile_bytes);
           }
-          sweep.sweep(&run, 1, x, k, scratch.weights, scratch.sums, kBlockN, {&next, 1});
+          sweep.sweep(&run, 1, x, k, scratch.weights, scratch.sums, kBlockN, later.All());
         }
         const int tile = (unit - first_unit) * layer.unit_tiles() + block * block_rows / kTileK;
         for (int r = 0; r < rows; ++r) {
@@ -228,21 +243,17 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, int to
         for (int unit = piece.begin; unit < piece.end; unit += units_at_once) {
           const int units = std::min(units_at_once, piece.end - unit);
           WeightRun runs[kMaxRuns];
-          ByteRange next[2 * kMaxRuns];
-          int ranges = 0;
+          Later later;
           for (int u = 0; u < units; ++u) {
             runs[u] = {panel_of(unit + u, expert, block), 0, 0, unit_tiles};
             if (begin != expert.begin || !more) continue;
             // A block is a short run in each unit's record: no hardware prefetcher finds the next.
             const Panel panel = last ? panel_of(unit + u, experts[e + 1], blocks.begin)
                                      : panel_of(unit + u, expert, block + 1);
-            next[ranges++] = {panel.codes, panel.codes + block_bytes};
-            if (panel.scales != nullptr) {
-              next[ranges++] = {panel.scales, panel.scales + kBlockN * sizeof(uint16_t)};
-            }
+            later.Add(panel, 0, 0, unit_tiles, block_bytes / unit_tiles);
           }
           sweep.sweep(runs, units, x, (unit - first_unit) * unit_tiles, scratch.weights,
-                      scratch.sums, kBlockN, {next, ranges});
+                      scratch.sums, kBlockN, later.All());
         }
         for (int r = 0; r < rows; ++r) {
           float* y = out + block * block_size + int64_t{routed[r].token} * kBlockN;

@@ -182,6 +182,28 @@ class ScaleWalk {
   GroupScales<kRun> run_;
 };
 
+// f<M>() with M = m ≤ kMost.
+template <int kMost, typename F>
+void WithCount(int m, F&& f) {
+  if constexpr (kMost == 1) {
+    f.template operator()<1>();
+  } else {
+    m == kMost ? f.template operator()<kMost>() : WithCount<kMost - 1>(m, f);
+  }
+}
+
+// f<M>(first) for M ≤ kMost tokens from `first` on, until all had their turn: as few turns as
+// possible, about equally long, because weights are loaded once a turn.
+template <int kMost, typename F>
+void ForTokens(int tokens, F&& f) {
+  int first = 0;
+  for (int turns = (tokens + kMost - 1) / kMost; turns > 0; --turns) {
+    const int m = (tokens - first + turns - 1) / turns;
+    WithCount<kMost>(m, [&]<int M>() { f.template operator()<M>(first); });
+    first += m;
+  }
+}
+
 // Unpacks runs of weights side by side, `weight_bytes` for each tile of inputs; how many tiles.
 template <auto unpack>
 int UnpackRuns(const WeightRun* runs, int count, size_t weight_bytes, uint8_t* weights) {

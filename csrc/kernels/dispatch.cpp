@@ -41,8 +41,9 @@ const Kernels& KernelsOf(Isa isa) {
     case Isa::kAvx512:
       return avx512::Table();
     case Isa::kVnni:
-    case Isa::kBf16:  // no kernels of its own yet
       return vnni::Table();
+    case Isa::kBf16:
+      return bf16::Table();
     case Isa::kAmx:
       return amx::Table();
   }

@@ -186,6 +186,9 @@ const Kernels& Table();
 namespace vnni {
 const Kernels& Table();
 }
+namespace bf16 {
+const Kernels& Table();
+}
 namespace amx {
 const Kernels& Table();
 }

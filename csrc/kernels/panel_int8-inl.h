@@ -97,14 +97,24 @@ Simd::I FinishSums(const Simd::I* sums) {
   return sum;
 }
 
+inline Simd::I Offset(const int32_t& value) {
+  return Simd::Broadcast4(reinterpret_cast<const int8_t*>(&value));
+}
+
 // kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
-template <class Weight, int kGroups, int M>
+template <class Weight, int kGroups, bool kZeroPoints, int M>
 void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accumulate) {
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kPerLine = kOperands<Weight>;
   constexpr int kLines = kTileOperands / kPerLine;
   constexpr int kSums = kTileSums<Weight, kGroups>;
   constexpr int kGroupSums = kSums / kGroups;
+  // Vectors of outputs that are summed side by side, and those that share a load of an input.
+  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 ? 2 : 1;
+  constexpr int kV = kShared > kParts ? kShared : kParts;
+  // The offset of weights without zero points is an integer like the sums.
+  constexpr bool kOffset = Weight::kOffset && !kZeroPoints;
+  constexpr bool kInDot = kOffset && Simd::kDotBits == 32;
   const uint8_t* codes = panel.codes;
   BlockSums<M> sums;
   ScaleWalk<kGroups> scales(panel, Weight::kScale, Weight::kZeroPointShift,
@@ -114,71 +124,92 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
     scales.BeginBlock();
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       scales.Next();
-      Simd::F x_scale[M], minus_sum[M][kGroups];
+      float minus_sum[M][kGroups];
+      int32_t minus_offset[M][kGroups];
       for (int m = 0; m < M; ++m) {
-        x_scale[m] = Simd::Set1(x[m].scales[k_tile]);
         const int16_t* half_sums = x[m].half_sums + 2 * k_tile;
         for (int g = 0; g < kGroups; ++g) {
           const int sum = kGroups > 1 ? half_sums[g] : half_sums[0] + half_sums[1];
-          minus_sum[m][g] = Simd::Set1(static_cast<float>(-sum));
+          minus_sum[m][g] = static_cast<float>(-sum);
+          minus_offset[m][g] = -sum * static_cast<int>(Weight::kDefaultZeroPoint);
         }
       }
-      for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-        PrefetchTile(codes, kTileBytes);
-        Simd::I dot[M][kParts][kSums];
+#pragma GCC unroll 4
+      for (int first = 0; first < kBlockN; first += kV * Simd::kLanes) {
+        PrefetchTile(codes + first / kTileN * kTileBytes, kV * Simd::kLanes / kTileN * kTileBytes);
+        const auto output = [&](int v) { return first + v * Simd::kLanes; };
+        Simd::I dot[M][kV][kSums];
         for (int m = 0; m < M; ++m) {
-          for (int part = 0; part < kParts; ++part) {
-            for (int i = 0; i < kSums; ++i) dot[m][part][i] = Simd::ZeroBits();
+          for (int v = 0; v < kV; ++v) {
+            for (int i = 0; i < kSums; ++i) {
+              const bool begins = i % kGroupSums == 0;
+              dot[m][v][i] =
+                  kInDot && begins ? Offset(minus_offset[m][i / kGroupSums]) : Simd::ZeroBits();
+            }
           }
         }
         for (int line = 0; line < kLines; ++line) {
-          for (int part = 0; part < kParts; ++part) {
-            Simd::I w[kPerLine];
-            Weight::Unpack(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4), w);
+          for (int begin = 0; begin < kV; begin += kShared) {
+            Simd::I w[kShared][kPerLine];
+            for (int v = 0; v < kShared; ++v) {
+              const int n = output(begin + v);
+              const uint8_t* tile = codes + n / kTileN * kTileBytes;
+              Weight::Unpack(Simd::LoadBits(tile + line * kLineBytes + n % kTileN * 4), w[v]);
+            }
             for (int m = 0; m < M; ++m) {
               const int8_t* inputs = x[m].codes + k_tile * kTileK + line * 4 * kPerLine;
-              Simd::I& sum = dot[m][part][line * kSums / kLines];
               for (int i = 0; i < kPerLine; ++i) {
-                sum = Weight::Dot(sum, w[i], Simd::Broadcast4(inputs + 4 * i));
+                const Simd::I input = Simd::Broadcast4(inputs + 4 * i);
+                for (int v = 0; v < kShared; ++v) {
+                  Simd::I& sum = dot[m][begin + v][line * kSums / kLines];
+                  sum = Weight::Dot(sum, w[v][i], input);
+                }
               }
             }
           }
         }
         for (int g = 0; g < kGroups; ++g) {
-          for (int part = 0; part < kParts; ++part) {
-            const int n = t * kTileN + part * Simd::kLanes;
+          for (int v = 0; v < kV; ++v) {
+            const int n = output(v);
             const Simd::F scale = Simd::Load(scales.Scale(g) + n);
             for (int m = 0; m < M; ++m) {
               // sum (code - zero_point) · x = dot - zero_point · sum x: integers below 2^24, so
-              // exact in f32.
-              Simd::F value =
-                  Simd::FromInt(FinishSums<Weight, kGroupSums>(dot[m][part] + g * kGroupSums));
-              if constexpr (Weight::kOffset) {
-                value = Simd::Fma(Simd::Load(scales.ZeroPoint(g) + n), minus_sum[m][g], value);
+              // exact in f32 too.
+              Simd::I group_sum = FinishSums<Weight, kGroupSums>(dot[m][v] + g * kGroupSums);
+              if constexpr (kOffset && !kInDot) {
+                group_sum = Simd::AddInt(group_sum, Offset(minus_offset[m][g]));
               }
-              const Simd::F both_scales = Simd::Mul(scale, x_scale[m]);
-              sums.at[m][t][part] = Simd::Fma(value, both_scales, sums.at[m][t][part]);
+              Simd::F value = Simd::FromInt(group_sum);
+              if constexpr (kZeroPoints) {
+                value = Simd::Fma(Simd::Load(scales.ZeroPoint(g) + n), Simd::Set1(minus_sum[m][g]),
+                                  value);
+              }
+              const Simd::F both_scales = Simd::Mul(scale, Simd::Set1(x[m].scales[k_tile]));
+              Simd::F& sum = sums.at[m][n / kTileN][n % kTileN / Simd::kLanes];
+              sum = Simd::Fma(value, both_scales, sum);
             }
           }
         }
       }
+      codes += kTilesPerBlock * kTileBytes;
     }
     sums.End(block, y);
   }
 }
 
+template <class Weight, int kGroups, bool kZeroPoints>
+void Int8Tokens(const Panel& panel, const Int8Row* x, int tokens, float* const* y,
+                bool accumulate) {
+  WithCount<kMaxTokens>(tokens, [&]<int M>() {
+    Int8Panel<Weight, kGroups, kZeroPoints, M>(panel, x, y, accumulate);
+  });
+}
+
 template <class Weight, int kGroups>
 void Int8Entry(const Panel& panel, const Int8Row* x, int tokens, float* const* y, bool accumulate) {
-  switch (tokens) {
-    case 1:
-      return Int8Panel<Weight, kGroups, 1>(panel, x, y, accumulate);
-    case 2:
-      return Int8Panel<Weight, kGroups, 2>(panel, x, y, accumulate);
-    case 3:
-      return Int8Panel<Weight, kGroups, 3>(panel, x, y, accumulate);
-    default:
-      return Int8Panel<Weight, kGroups, 4>(panel, x, y, accumulate);
-  }
+  const auto entry = panel.zero_points != nullptr ? &Int8Tokens<Weight, kGroups, true>
+                                                  : &Int8Tokens<Weight, kGroups, false>;
+  entry(panel, x, tokens, y, accumulate);
 }
 
 }  // namespace

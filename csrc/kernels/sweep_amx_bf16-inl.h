@@ -7,11 +7,14 @@
 #pragma once
 
 #include "kernels/amx_tiles.h"
-#include "kernels/amx_weights-inl.h"
+#include "kernels/bf16_weights-inl.h"
 
 namespace lsg {
 namespace {
 
+// Tiles of outputs that meet the inputs together.
+constexpr int kWeightTiles = 2;
+using TileWeights = Bf16Weights<kWeightTiles>;
 // Inputs swept at once: their weights for 32 outputs take 128 KiB of L2.
 constexpr int kBf16SweepTiles = 64;
 // Where only one turn needs the weights, they go round in this many places, and stay in L1.
@@ -46,7 +49,7 @@ void MultiplyBf16(int k_tiles, const uint8_t* codes, int64_t tile_bytes, float* 
     LSG_TILE_LOAD(3, y1 + kTileN, y_bytes);
   }
   for (int k = 0; k < k_tiles; ++k, codes += tile_bytes) {
-    const Bf16Weights* w = weights(k);
+    const TileWeights* w = weights(k);
     LSG_TILE_LOAD_FAR(6, w->pairs[0], kLineBytes);
     LSG_TILE_LOAD_FAR(4, codes, kRowBytes);
     LSG_TILE_DOT_BF16(0, 4, 6);
@@ -71,7 +74,7 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kRowBytes = kTileK * 2;
   constexpr int kRows = 2 * kTileRows;
-  auto* unpacked = reinterpret_cast<Bf16Weights*>(scratch);
+  auto* unpacked = reinterpret_cast<TileWeights*>(scratch);
   const int64_t tile_bytes = int64_t{x.rows} * kRowBytes;
   const uint8_t* codes = x.codes + first_tile * tile_bytes;
   int k_tiles = 0;
@@ -81,7 +84,7 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
   int configured = 0;
   for (int t = 0; t < kTilesPerBlock; t += kWeightTiles) {
     // The vector units unpack a tile of inputs ahead of the matrix unit; neither waits.
-    Unpacker<Format, kGroups> unpacker(runs, t);
+    Unpacker<Format, kGroups, kWeightTiles> unpacker(runs, t);
     unpacker.Next(unpacked);
     const auto unpack = [&](int k) {
       next.Fetch(fetch);
@@ -132,7 +135,7 @@ constexpr SweepKernels kBf16Sweep = {
     .meta_bytes = 0,
     .max_tiles = kBf16SweepTiles,
     .worth_tokens = kBf16WorthTokens,
-    .weight_bytes = sizeof(Bf16Weights),
+    .weight_bytes = sizeof(TileWeights),
     .pack = &PackBf16<Order>,
     .sweep = sweep,
 };

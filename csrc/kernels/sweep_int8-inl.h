@@ -70,10 +70,6 @@ void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t*
   }
 }
 
-inline Simd::I Offset(const int32_t& value) {
-  return Simd::Broadcast4(reinterpret_cast<const int8_t*>(&value));
-}
-
 // Vectors of outputs, and tokens, whose sums and dot products fit the registers. With two vectors
 // an input is loaded once for both.
 constexpr int kInt8SweepVectors = Simd::kLanes == 16 ? 2 : 1;
@@ -157,26 +153,11 @@ void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int 
   const int64_t blocks = (x.rows + kInt8SweepTokens - 1) / kInt8SweepTokens;
   const int lines = next.PerStep(blocks * kBlockN / kOutputs);
   for (int n = 0; n < kBlockN; n += kOutputs) {
-    for (int m = 0; m < x.rows;) {
-      const auto multiply = [&]<int M>() {
-        next.Fetch(lines);
-        MultiplyInt8Tokens<Weight, kGroups, kZeroPoints, M>(
-            in, k_tiles, n, codes + m * kTileK, metas + m, x.rows, y + m * y_stride + n, y_stride);
-        m += M;
-      };
-      const int left = x.rows - m;
-      if (left >= kInt8SweepTokens) {
-        multiply.template operator()<kInt8SweepTokens>();
-      } else if (left >= 4) {
-        multiply.template operator()<4>();
-      } else if (left == 3) {
-        multiply.template operator()<3>();
-      } else if (left == 2) {
-        multiply.template operator()<2>();
-      } else {
-        multiply.template operator()<1>();
-      }
-    }
+    ForTokens<kInt8SweepTokens>(x.rows, [&]<int M>(int m) {
+      next.Fetch(lines);
+      MultiplyInt8Tokens<Weight, kGroups, kZeroPoints, M>(
+          in, k_tiles, n, codes + m * kTileK, metas + m, x.rows, y + m * y_stride + n, y_stride);
+    });
   }
 }
 

@@ -20,8 +20,8 @@ from lsg.runtime.model import open_model
 HIDDEN, EXPERTS, TOP_K, MOST = 64, 8, 2, 128
 SCALE = 2.5
 FORMATS = ("bf16", "int4")
-# The matrix unit takes more than four tokens an expert for a prompt, whose bits depend on the batch.
-ISA = [level for level in _core.isa_levels() if level != _core.Isa.AMX][-1].name.lower()
+# Levels above take more than four tokens an expert for a prompt, whose bits depend on the batch.
+ISA = [level for level in _core.isa_levels() if level.value <= _core.Isa.VNNI.value][-1].name.lower()
 
 
 class OnGpu(torch.Tensor):

@@ -1,6 +1,6 @@
 """How far results may be apart when the same products are added in another order.
 
-Invariant: derived from the engine's arithmetic on every level below AMX, which no emulated machine has. Its
+Invariant: derived from the engine's arithmetic on every level below BF16, which no emulated machine has. Its
 products in groups of 32 are exact integers; what is rounded is the float32 sum of the groups' terms, one for
 each unit of 32 neurons and each chosen expert.
 """
@@ -34,7 +34,7 @@ class Expected:
 def expected(model: Path, tokens: int, share: float) -> Expected:
     """Every term computed apart, by an engine that has only its unit, of tokens that have only its expert."""
     content = manifest.load(model)
-    # Every level but AMX gives these bits; AMX rounds a long prompt's inputs to bf16.
+    # Every level below BF16 gives these bits; those above round a long prompt's inputs to bf16.
     engine = _core.Engine(threads=2, isa="scalar")
     values, bounds = [], []
     for layer in content.layers:

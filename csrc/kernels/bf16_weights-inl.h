@@ -1,20 +1,22 @@
-// Weights and inputs as the bf16 matrix unit takes them: weights of every format as pairs of scaled
-// bf16, inputs rounded and in the order in which a format's codes give their pairs.
+// Weights and inputs as bf16 dot products take them, in the matrix unit or in vectors: weights of
+// every format as pairs of scaled bf16, inputs rounded and in the order in which a format's codes
+// give their pairs.
 #pragma once
 
 #include <array>
 #include <bit>
+#include <type_traits>
 
 #include "kernels/panel_float-inl.h"
 
 namespace lsg {
 namespace {
 
-// 32 outputs × 32 inputs: two tiles of 16 pairs of inputs × 16 outputs.
+// Tiles of 16 pairs of inputs × 16 outputs.
+template <int kTiles>
 struct alignas(64) Bf16Weights {
-  uint16_t pairs[2][kTileK / 2][kTileN][2];
+  uint16_t pairs[kTiles][kTileK / 2][kTileN][2];
 };
-constexpr int kWeightTiles = 2;
 
 // The inputs that a format's unpacking puts in a tile's rows, in pairs; the same order in every
 // `period` inputs.
@@ -205,15 +207,15 @@ struct Int8Pairs {
   }
 };
 
-// Walks through runs of weights, for the block's tiles `first` and first + 1. kGroups: scale groups
-// in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
-template <class Format, int kGroups>
+// Walks through runs of weights, for kTiles of the block's tiles, from `first` on. kGroups: scale
+// groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
+template <class Format, int kGroups, int kTiles>
 class Unpacker {
  public:
   Unpacker(const WeightRun* runs, int first) : run_(runs), first_(first) { BeginRun(); }
 
-  // The next 32 inputs' weights.
-  void Next(Bf16Weights* out) {
+  // The next 32 inputs' weights: in `out`, or where they are stored as they are wanted.
+  const Bf16Weights<kTiles>* Next(Bf16Weights<kTiles>* out) {
     if (k_ == run_->k_tiles) {
       ++run_;
       BeginRun();
@@ -221,14 +223,22 @@ class Unpacker {
     if constexpr (Format::kScaled) {
       const int64_t group = GroupOf<kGroups>(run_->panel, run_->block, run_->k_tile + k_);
       if (group != group_) {
-        const int begin = first_ * kTileN, end = begin + kWeightTiles * kTileN;
+        const int begin = first_ * kTileN, end = begin + kTiles * kTileN;
         scales_.Load(run_->panel, group, kGroups, 1.0f, begin, end);
         if (Format::kZeroPoints) scales_.LoadZeroPoints(run_->panel, group, kGroups, 0.0f, 0.0f);
         group_ = group;
       }
     }
     const uint8_t* codes = codes_;
-    for (int t = 0; t < kWeightTiles; ++t) {
+    codes_ += kTilesPerBlock * kTileBytes;
+    ++k_;
+    if constexpr (kWholeBlock) {
+      if (run_->panel.whole) PrefetchTile(codes, kTiles * kTileBytes);
+    }
+    if constexpr (kWholeBlock && std::is_same_v<Format, Bf16Pairs>) {
+      return reinterpret_cast<const Bf16Weights<kTiles>*>(codes);
+    }
+    for (int t = 0; t < kTiles; ++t) {
       for (int line = 0; line < kLines; ++line, codes += kLineBytes) {
         TileScales scales{};
         const int g = line * kGroups / kLines, n = (first_ + t) * kTileN;
@@ -241,12 +251,13 @@ class Unpacker {
         }
       }
     }
-    codes_ += kTilesPerBlock * kTileBytes;
-    ++k_;
+    return out;
   }
 
  private:
   static constexpr int kTileBytes = static_cast<int>(TileBytes(Format::kBits));
+  // The matrix unit's weights are fetched with its inputs.
+  static constexpr bool kWholeBlock = kTiles == kTilesPerBlock;
   static constexpr int kLines = kTileBytes / kLineBytes;
   static constexpr int kRows = kTileK / 2 / kLines;
 
