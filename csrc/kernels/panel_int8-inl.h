@@ -97,9 +97,7 @@ Simd::I FinishSums(const Simd::I* sums) {
   return sum;
 }
 
-inline Simd::I Offset(const int32_t& value) {
-  return Simd::Broadcast4(reinterpret_cast<const int8_t*>(&value));
-}
+inline Simd::I Offset(const int32_t& value) { return Simd::Set1Bits(static_cast<uint32_t>(value)); }
 
 // kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
 template <class Weight, int kGroups, bool kZeroPoints, int M>
@@ -112,9 +110,8 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   // Vectors of outputs that are summed side by side, and those that share a load of an input.
   constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 ? 2 : 1;
   constexpr int kV = kShared > kParts ? kShared : kParts;
-  // The offset of weights without zero points is an integer like the sums.
-  constexpr bool kOffset = Weight::kOffset && !kZeroPoints;
-  constexpr bool kInDot = kOffset && Simd::kDotBits == 32;
+  // The offset of weights without zero points is an integer: sums of 32 bits begin with it.
+  constexpr bool kInDot = Weight::kOffset && !kZeroPoints && Simd::kDotBits == 32;
   const uint8_t* codes = panel.codes;
   BlockSums<M> sums;
   ScaleWalk<kGroups> scales(panel, Weight::kScale, Weight::kZeroPointShift,
@@ -175,14 +172,12 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
             for (int m = 0; m < M; ++m) {
               // sum (code - zero_point) · x = dot - zero_point · sum x: integers below 2^24, so
               // exact in f32 too.
-              Simd::I group_sum = FinishSums<Weight, kGroupSums>(dot[m][v] + g * kGroupSums);
-              if constexpr (kOffset && !kInDot) {
-                group_sum = Simd::AddInt(group_sum, Offset(minus_offset[m][g]));
-              }
+              const Simd::I group_sum = FinishSums<Weight, kGroupSums>(dot[m][v] + g * kGroupSums);
               Simd::F value = Simd::FromInt(group_sum);
-              if constexpr (kZeroPoints) {
-                value = Simd::Fma(Simd::Load(scales.ZeroPoint(g) + n), Simd::Set1(minus_sum[m][g]),
-                                  value);
+              if constexpr (Weight::kOffset && !kInDot) {
+                const Simd::F zero_point = kZeroPoints ? Simd::Load(scales.ZeroPoint(g) + n)
+                                                       : Simd::Set1(Weight::kDefaultZeroPoint);
+                value = Simd::Fma(zero_point, Simd::Set1(minus_sum[m][g]), value);
               }
               const Simd::F both_scales = Simd::Mul(scale, Simd::Set1(x[m].scales[k_tile]));
               Simd::F& sum = sums.at[m][n / kTileN][n % kTileN / Simd::kLanes];
