@@ -181,3 +181,27 @@ def parallel(result: dict[str, Any]) -> str:
         head = ["batch", "tokens/s", "bound", "of the bound", "engine, µs a layer", "beside it, µs a layer"]
         text += "\n" + table(what, head, rates)
     return text
+
+
+def draft(result: dict[str, Any]) -> str:
+    """Whether drafting with a model's own layer changes what it says."""
+    pairs = {
+        "drafting, against plain": "drafting_against_plain",
+        "plain: all together, against each alone": "plain_together_against_alone",
+        "drafting: all together, against each alone": "drafting_together_against_alone",
+    }
+    rows = [
+        [
+            what,
+            f"{found['same']} of {found['requests']}",
+            f"{found['log_prob_deviation_median']:.4f}, {found['log_prob_deviation_p99']:.3f}",
+        ]
+        for what, found in ((what, result[key]) for what, key in pairs.items())
+    ]
+    what = (
+        f"{result['gpu']}, commit {result['commit']}; a small random GLM-4.7 whose draft layer lsg-convert "
+        "packed with the model's own, `--speculative-algorithm EAGLE`, greedy requests with float "
+        f"activations. Accepted of what was drafted: {100 * result['accepted_of_drafted']:.0f} %, because "
+        "the weights are random."
+    )
+    return table(what, ["requests", "same text", "Δ log-prob: median, 99 %"], rows)

@@ -274,6 +274,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "numa": memory_tables.numa,
     "overlap": gpu_tables.overlap,
     "parallel": gpu_tables.parallel,
+    "gpu_draft": gpu_tables.draft,
     "peers": _peers,
     "power": memory_tables.power,
 }

@@ -16,7 +16,8 @@
 #   served     every model family, many at a time, within SERVED_SECONDS; SERVED holds options of benchmarks/served.py
 #   decode     tokens per second of a synthetic Qwen3-30B-A3B against the engine's limit, with a timeline
 #   overlap    the timeline of a model with shared experts, about a minute
-#   parallel   two GPUs: every way to spread, and decode with one and with two tensor-parallel processes
+#   parallel   two GPUs: every way to spread
+#   tensor_parallel  two GPUs: decode with one and with two processes, those in TP_SIZES
 #
 # Expects a g++ and a Python with numpy, pybind11, scikit-build-core and torch. Wheels in .whl/ (pytest and what it needs) and a
 # sglang site folder in .gpu/ are unpacked to /tmp/site when they are there; with a wheel of lsg among them, or
@@ -28,7 +29,7 @@ out="${OUT:-build/gpu}"
 read -ra ways <<< "${WAYS:-kernels memops hostfunc}"
 on_a_gpu=(--attention-backend triton --sampling-backend pytorch --grammar-backend none --mem-fraction-static 0.3)
 mkdir -p "$site" "$out"
-if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" draft "|" served "|" decode "|" overlap "|" parallel " ]]; then
+if [ -f .gpu/site.txz ] && [ ! -d "$site/sglang" ] && [[ " $* " =~ " proof "|" draft "|" served "|" decode "|" overlap "|"parallel " ]]; then
   tar xJf .gpu/site.txz -C "$site"
   for wheel in .gpu/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 fi
@@ -103,12 +104,14 @@ peers() {
 machine="$(python3 -c 'from lsg.runtime.bench.machine import name; print(name())')"
 
 parallel() {
-  make_model &
   timeout -k 5 "${WAYS_SECONDS:-240}" python3 tests/integration/gpu_parallel.py --out /tmp/parallel/parallel.json ||
     echo "ways: failed or killed ($?)"
   cp /tmp/parallel/parallel.json "$out"
   tar czf "$out/parallel_logs.tgz" -C /tmp parallel
-  wait
+}
+
+tensor_parallel() {
+  make_model
   for size in ${TP_SIZES:-1 2}; do
     # Plain NCCL, as in gpu_parallel.py.
     timeout -k 5 "${DECODE_SECONDS:-150}" python3 -m lsg.cli bench serve "$model" --batch 1 --batch 4 --batch 16 \
@@ -116,14 +119,6 @@ parallel() {
       --disable-custom-all-reduce --enforce-disable-flashinfer-allreduce-fusion "${on_a_gpu[@]}" ||
       echo "tensor parallel $size: failed or killed ($?)"
   done
-  python3 - "$out" <<'PY'
-import json, pathlib, sys
-out = pathlib.Path(sys.argv[1])
-whole = json.loads((out / "parallel.json").read_text())
-files = {n: out / f"tensor-parallel-{n}.json" for n in (1, 2)}
-whole["decode"] = {n: json.loads(file.read_text()) for n, file in files.items() if file.is_file()}
-(out / "parallel.json").write_text(json.dumps(whole, indent=1) + "\n")
-PY
 }
 
 for what in "$@"; do
@@ -157,6 +152,7 @@ for what in "$@"; do
     decode) decode ;;
     overlap) overlap ;;
     parallel) parallel ;;
+    tensor_parallel) tensor_parallel ;;
     *) echo "unknown step '$what'; the steps are listed at the top of $0" >&2; exit 2 ;;
   esac
 done
