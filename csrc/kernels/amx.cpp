@@ -7,30 +7,40 @@ namespace lsg::amx {
 namespace {
 
 template <auto sweep, class Order>
-constexpr void UseSweep(PanelKernels& kernels) {
+constexpr void UseForFloats(PanelKernels& kernels) {
   kernels.f32_sweep = &kBf16Sweep<sweep, Order>;
-  // What few tokens meet as int8, many meet as bf16: more exact, and faster here.
-  if (kernels.int8 != nullptr) kernels.int8_sweep = kernels.f32_sweep;
+}
+
+template <class Format>
+constexpr void UseForFloats(PanelKernels& kernels) {
+  UseForFloats<&SweepBf16<Format, 1>, typename Format::Order>(kernels);
+}
+
+// What few tokens meet as int8, many meet as bf16: more exact, and faster here.
+template <auto sweep, class Order>
+constexpr void UseForAll(PanelKernels& kernels) {
+  UseForFloats<sweep, Order>(kernels);
+  kernels.int8_sweep = kernels.f32_sweep;
 }
 
 template <class Format, int kGroups = 1>
-constexpr void UseSweep(PanelKernels& kernels) {
-  UseSweep<&SweepBf16<Format, kGroups>, typename Format::Order>(kernels);
+constexpr void UseForAll(PanelKernels& kernels) {
+  UseForAll<&SweepBf16<Format, kGroups>, typename Format::Order>(kernels);
 }
 
 // Few tokens read weights faster than any unit multiplies them: only the sweeps differ from VNNI's.
 constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
-  UseSweep<&SweepInt4<1>, NibbleOrder>(table.int4);
-  UseSweep<&SweepInt4<2>, NibbleOrder>(table.int4_halves);
-  UseSweep<Int8Pairs<false>>(table.int8);
-  UseSweep<Int8Pairs<true>>(table.uint8);
-  UseSweep<Fp8Pairs<4>>(table.fp8_e4m3);
-  UseSweep<Fp8Pairs<5>>(table.fp8_e5m2);
-  UseSweep<NibblePairs<false, false>>(table.fp4_e2m1);
-  UseSweep<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
-  UseSweep<Bf16Pairs>(table.bf16);
-  UseSweep<F16Pairs>(table.f16);
+  UseForAll<&SweepInt4<1>, NibbleOrder>(table.int4);
+  UseForAll<&SweepInt4<2>, NibbleOrder>(table.int4_halves);
+  UseForAll<Int8Pairs<false>>(table.int8);
+  UseForAll<Int8Pairs<true>>(table.uint8);
+  UseForFloats<Fp8Pairs<4>>(table.fp8_e4m3);
+  UseForFloats<Fp8Pairs<5>>(table.fp8_e5m2);
+  UseForAll<NibblePairs<false, false>>(table.fp4_e2m1);
+  UseForAll<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
+  UseForFloats<Bf16Pairs>(table.bf16);
+  UseForFloats<F16Pairs>(table.f16);
   return table;
 }
 
