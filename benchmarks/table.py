@@ -61,9 +61,10 @@ def _block(block: re.Match[str], results: Path) -> str:
         raise click.ClickException(msg)
     # A result of one machine has its name; what holds on any machine has none.
     kind = "txt" if name == "doctor" else "json"
-    files = sorted([*results.glob(f"{name}-*.{kind}"), *results.glob(f"{name}.{kind}")])
+    source = SOURCES.get(name, name)
+    files = sorted([*results.glob(f"{source}-*.{kind}"), *results.glob(f"{source}.{kind}")])
     if not files:
-        msg = f"{results}: no {name}.{kind} or {name}-*.{kind}; run benchmarks/{name}.py first"
+        msg = f"{results}: no {source}.{kind} or {source}-*.{kind}; run benchmarks/{source}.py first"
         raise click.ClickException(msg)
     texts = [file.read_text() for file in files]
     contents = texts if name == "doctor" else [json.loads(text) for text in texts]
@@ -125,6 +126,29 @@ def _engine(result: dict[str, Any]) -> str:
     )
     head = ["shape", "format", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
     return section(result["machine"], what, head, rows)
+
+
+def _engine_summary(result: dict[str, Any]) -> str:
+    cells = result["cells"]
+    formats = list(dict.fromkeys(cell["format"] for cell in cells))
+    batches = sorted({cell["batch"] for cell in cells})
+    rows = []
+    for batch in batches:
+        row = [f"{batch} token{'s' if batch > 1 else ''}"]
+        for dtype in formats:
+            shares = [
+                max(cell["percent_of_memory"], cell["percent_of_arithmetic"])
+                for cell in cells
+                if (cell["batch"], cell["format"]) == (batch, dtype)
+            ]
+            row.append(f"{statistics.median(shares):.0f} ({min(shares):.0f} … {max(shares):.0f})")
+        rows.append(row)
+    shapes = ", ".join(dict.fromkeys(cell["shape"] for cell in cells))
+    what = (
+        f"Percent of the limit that binds, memory's or the fastest instruction's; shapes {shapes}, "
+        f"{result['activations']} activations."
+    )
+    return section(result["machine"], what, ["", *formats], rows, "Median of the shapes (lowest … highest).")
 
 
 def _engine_cell(cell: dict[str, Any]) -> str:
@@ -260,12 +284,15 @@ def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]
 
 
 # Each takes the content of a result file.
+# Whose results a table shows that is not called like them.
+SOURCES = {"engine_summary": "engine"}
 TABLES: dict[str, Callable[[Any], str]] = {
     "convert": _convert,
     "cross_node": memory_tables.cross_node,
     "decode": gpu_tables.decode,
     "doctor": memory_tables.doctor,
     "engine": _engine,
+    "engine_summary": _engine_summary,
     "families": _families,
     "gpu_proof": gpu_tables.proof,
     "hand_over": gpu_tables.hand_over,
