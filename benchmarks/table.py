@@ -283,9 +283,9 @@ def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]
     )
 
 
-# Each takes the content of a result file.
-# Whose results a table shows that is not called like them.
+# Tables that show another one's results.
 SOURCES = {"engine_summary": "engine"}
+# Each takes the content of a result file.
 TABLES: dict[str, Callable[[Any], str]] = {
     "convert": _convert,
     "cross_node": memory_tables.cross_node,
