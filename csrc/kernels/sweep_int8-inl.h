@@ -42,28 +42,27 @@ void PackInt8(const float* x, int tiles, const PackedRows& rows, int first_tile,
   }
 }
 
+// Tiles of outputs first … first + tiles - 1 of a block's tile of inputs.
 template <class Weight, int kGroups>
-void UnpackInt8(const Panel& panel, int block, int k_tile, int k_tiles, uint8_t* weights) {
+void UnpackInt8(const Panel& panel, int block, int k_tile, int first, int tiles,
+                Int8Weights<kGroups>* out) {
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kPerLine = kOperands<Weight>;
-  const uint8_t* codes = CodesAt(panel, Weight::kBits, block, k_tile);
-  auto* out = reinterpret_cast<Int8Weights<kGroups>*>(weights);
-  for (int k = k_tile; k < k_tile + k_tiles; ++k, ++out) {
-    const int64_t group = GroupOf<kGroups>(panel, block, k);
-    out->scales.Load(panel, group, kGroups, Weight::kScale);
-    if (panel.zero_points != nullptr) {
-      out->scales.LoadZeroPoints(panel, group, kGroups, Weight::kZeroPointShift, 0.0f);
-    }
-    for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-      if (panel.whole) PrefetchTile(codes, kTileBytes);
-      for (int line = 0; line < kTileOperands / kPerLine; ++line) {
-        for (int part = 0; part < kParts; ++part) {
-          const int at = part * Simd::kLanes * 4;
-          Simd::I w[kPerLine];
-          Weight::Unpack(Simd::LoadBits(codes + line * kLineBytes + at), w);
-          for (int i = 0; i < kPerLine; ++i) {
-            Simd::StoreBits(out->operands[t][line * kPerLine + i] + at, w[i]);
-          }
+  const int64_t group = GroupOf<kGroups>(panel, block, k_tile);
+  out->scales.Load(panel, group, kGroups, Weight::kScale, first * kTileN, (first + tiles) * kTileN);
+  if (panel.zero_points != nullptr) {
+    out->scales.LoadZeroPoints(panel, group, kGroups, Weight::kZeroPointShift, 0.0f);
+  }
+  const uint8_t* codes = CodesAt(panel, Weight::kBits, block, k_tile) + first * kTileBytes;
+  if (panel.whole) PrefetchTile(codes, tiles * kTileBytes);
+  for (int t = first; t < first + tiles; ++t, codes += kTileBytes) {
+    for (int line = 0; line < kTileOperands / kPerLine; ++line) {
+      for (int part = 0; part < kParts; ++part) {
+        const int at = part * Simd::kLanes * 4;
+        Simd::I w[kPerLine];
+        Weight::Unpack(Simd::LoadBits(codes + line * kLineBytes + at), w);
+        for (int i = 0; i < kPerLine; ++i) {
+          Simd::StoreBits(out->operands[t][line * kPerLine + i] + at, w[i]);
         }
       }
     }
@@ -76,10 +75,11 @@ constexpr int kInt8SweepVectors = Simd::kLanes == 16 ? 2 : 1;
 constexpr int kInt8SweepTokens = Simd::kLanes == 16 ? 6 : 4;
 
 // Some vectors of outputs, from `n` on, of M tokens: sums stay in registers through all inputs.
-// `codes` and `metas` are the first token's in the first tile of inputs.
-template <class Weight, int kGroups, bool kZeroPoints, int M>
-void MultiplyInt8Tokens(const Int8Weights<kGroups>* in, int k_tiles, int n, const int8_t* codes,
-                        const Int8Meta<kGroups>* metas, int rows, float* y, ptrdiff_t y_stride) {
+// `codes` and `metas` are the first token's in the first tile of inputs; `weights(k)` gives a tile
+// of inputs' weights.
+template <class Weight, int kGroups, bool kZeroPoints, int M, class WeightsOf>
+void MultiplyInt8Tokens(int k_tiles, int n, const int8_t* codes, const Int8Meta<kGroups>* metas,
+                        int rows, float* y, ptrdiff_t y_stride, const WeightsOf& weights) {
   constexpr int kV = kInt8SweepVectors;
   constexpr int kPerGroup = kTileOperands / kGroups;
   constexpr int kSums = kTileSums<Weight, kGroups> / kGroups;
@@ -89,7 +89,8 @@ void MultiplyInt8Tokens(const Int8Weights<kGroups>* in, int k_tiles, int n, cons
   for (int m = 0; m < M; ++m) {
     for (int v = 0; v < kV; ++v) sums[m][v] = Simd::Load(y + m * y_stride + v * Simd::kLanes);
   }
-  for (int k = 0; k < k_tiles; ++k, ++in, codes += int64_t{rows} * kTileK, metas += rows) {
+  for (int k = 0; k < k_tiles; ++k, codes += int64_t{rows} * kTileK, metas += rows) {
+    const Int8Weights<kGroups>* in = weights(k);
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; ++g) {
       Simd::I dot[M][kV][kSums];
@@ -143,20 +144,45 @@ void MultiplyInt8Tokens(const Int8Weights<kGroups>* in, int k_tiles, int n, cons
 }
 
 template <class Weight, int kGroups, bool kZeroPoints>
-void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int first_tile,
-                  float* y, ptrdiff_t y_stride, Upcoming next) {
-  const auto* in = reinterpret_cast<const Int8Weights<kGroups>*>(weights);
+void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
+               Int8Weights<kGroups>* unpacked, float* y, ptrdiff_t y_stride, Upcoming next) {
   const int64_t at = int64_t{first_tile} * x.rows;
   const auto* codes = reinterpret_cast<const int8_t*>(x.codes) + at * kTileK;
   const auto* metas = reinterpret_cast<const Int8Meta<kGroups>*>(x.metas) + at;
   constexpr int kOutputs = kInt8SweepVectors * Simd::kLanes;
-  const int64_t blocks = (x.rows + kInt8SweepTokens - 1) / kInt8SweepTokens;
-  const int lines = next.PerStep(blocks * kBlockN / kOutputs);
+  // With registers for both, unpacking, waiting for memory and multiplying overlap.
+  constexpr bool kOverlap = kOutputs % (2 * kTileN) == 0;
+  constexpr int kTiles = kOverlap ? kOutputs / kTileN : kTilesPerBlock;
+  int k_tiles = 0;
+  for (int i = 0; i < count; ++i) k_tiles += runs[i].k_tiles;
+  const int64_t turns = (x.rows + kInt8SweepTokens - 1) / kInt8SweepTokens;
+  const int lines = next.PerStep(turns * kBlockN / kOutputs);
+  const WeightRun* run = runs;
+  int k_of_run = 0;
+  const auto unpack = [&](int k, int first) {
+    if (k_of_run == run->k_tiles) ++run, k_of_run = 0;
+    UnpackInt8<Weight, kGroups>(run->panel, run->block, run->k_tile + k_of_run++, first, kTiles,
+                                unpacked + k);
+    return unpacked + k;
+  };
+  for (int k = 0; !kOverlap && k < k_tiles; ++k) unpack(k, 0);
   for (int n = 0; n < kBlockN; n += kOutputs) {
+    run = runs;
+    k_of_run = 0;
+    const auto unpack_next = [&](int k) { return unpack(k, n / kTileN); };
+    const auto keep = [&](int k) { return unpacked + k; };
     ForTokens<kInt8SweepTokens>(x.rows, [&]<int M>(int m) {
       next.Fetch(lines);
-      MultiplyInt8Tokens<Weight, kGroups, kZeroPoints, M>(
-          in, k_tiles, n, codes + m * kTileK, metas + m, x.rows, y + m * y_stride + n, y_stride);
+      const auto multiply = [&](const auto& weights) {
+        MultiplyInt8Tokens<Weight, kGroups, kZeroPoints, M>(k_tiles, n, codes + m * kTileK,
+                                                            metas + m, x.rows, y + m * y_stride + n,
+                                                            y_stride, weights);
+      };
+      if (kOverlap && m == 0) {
+        multiply(unpack_next);
+      } else {
+        multiply(keep);
+      }
     });
   }
 }
@@ -164,11 +190,10 @@ void MultiplyInt8(const uint8_t* weights, int k_tiles, const PackedRows& x, int 
 template <class Weight, int kGroups>
 void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  const int tiles =
-      UnpackRuns<&UnpackInt8<Weight, kGroups>>(runs, count, sizeof(Int8Weights<kGroups>), scratch);
-  const auto multiply = runs->panel.zero_points != nullptr ? &MultiplyInt8<Weight, kGroups, true>
-                                                           : &MultiplyInt8<Weight, kGroups, false>;
-  multiply(scratch, tiles, x, first_tile, y, y_stride, next);
+  const auto sweep = runs->panel.zero_points != nullptr ? &SweepInt8<Weight, kGroups, true>
+                                                        : &SweepInt8<Weight, kGroups, false>;
+  sweep(runs, count, x, first_tile, reinterpret_cast<Int8Weights<kGroups>*>(scratch), y, y_stride,
+        next);
 }
 
 template <class Weight, int kGroups>
