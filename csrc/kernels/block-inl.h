@@ -192,16 +192,26 @@ void WithCount(int m, F&& f) {
   }
 }
 
+// Turns in which `tokens` pass, at most `most` at a time.
+constexpr int Turns(int tokens, int most) { return (tokens + most - 1) / most; }
+
 // f<M>(first) for M ≤ kMost tokens from `first` on, until all had their turn: as few turns as
 // possible, about equally long, because weights are loaded once a turn.
 template <int kMost, typename F>
 void ForTokens(int tokens, F&& f) {
   int first = 0;
-  for (int turns = (tokens + kMost - 1) / kMost; turns > 0; --turns) {
+  for (int turns = Turns(tokens, kMost); turns > 0; --turns) {
     const int m = (tokens - first + turns - 1) / turns;
     WithCount<kMost>(m, [&]<int M>() { f.template operator()<M>(first); });
     first += m;
   }
+}
+
+// Tiles of inputs that runs have together.
+inline int TilesOf(const WeightRun* runs, int count) {
+  int tiles = 0;
+  for (int i = 0; i < count; ++i) tiles += runs[i].k_tiles;
+  return tiles;
 }
 
 // Unpacks runs of weights side by side, `weight_bytes` for each tile of inputs; how many tiles.

@@ -77,8 +77,7 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
   auto* unpacked = reinterpret_cast<TileWeights*>(scratch);
   const int64_t tile_bytes = int64_t{x.rows} * kRowBytes;
   const uint8_t* codes = x.codes + first_tile * tile_bytes;
-  int k_tiles = 0;
-  for (int i = 0; i < count; ++i) k_tiles += runs[i].k_tiles;
+  const int k_tiles = TilesOf(runs, count);
   const int fetch = next.PerStep(kTilesPerBlock / kWeightTiles * k_tiles);
   const int mask = x.rows > kRows ? -1 : kRingTiles - 1;
   int configured = 0;

@@ -66,10 +66,9 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
   constexpr int kRowBytes = kTileK * 2;
   auto* unpacked = reinterpret_cast<BlockWeights*>(scratch);
   const BlockWeights* weights[kSweepTiles];
-  int k_tiles = 0;
-  for (int i = 0; i < count; ++i) k_tiles += runs[i].k_tiles;
+  const int k_tiles = TilesOf(runs, count);
   const uint8_t* codes = x.codes + int64_t{first_tile} * x.rows * kRowBytes;
-  const int turns = (x.rows + kBf16SweepTokens - 1) / kBf16SweepTokens;
+  const int turns = Turns(x.rows, kBf16SweepTokens);
   const int fetch = next.PerStep(int64_t{turns} * k_tiles);
   Unpacker<Format, 1, kTilesPerBlock> unpacker(runs, 0);
   ForTokens<kBf16SweepTokens>(x.rows, [&]<int M>(int m) {

@@ -153,9 +153,8 @@ void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_
   // With registers for both, unpacking, waiting for memory and multiplying overlap.
   constexpr bool kOverlap = kOutputs % (2 * kTileN) == 0;
   constexpr int kTiles = kOverlap ? kOutputs / kTileN : kTilesPerBlock;
-  int k_tiles = 0;
-  for (int i = 0; i < count; ++i) k_tiles += runs[i].k_tiles;
-  const int64_t turns = (x.rows + kInt8SweepTokens - 1) / kInt8SweepTokens;
+  const int k_tiles = TilesOf(runs, count);
+  const int64_t turns = Turns(x.rows, kInt8SweepTokens);
   const int lines = next.PerStep(turns * kBlockN / kOutputs);
   const WeightRun* run = runs;
   int k_of_run = 0;
