@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -86,7 +85,8 @@ struct Weights {
         .scale_dtype = format.scale_dtype,
         .scale_rows = rows,
         .global_scale = {1.0f, 1.0f},
-        .whole = true};
+        .whole = true,
+        .next = nullptr};
   }
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
@@ -134,18 +134,14 @@ void RunInt8(benchmark::State& state, const Kernels& kernels, PanelInt8Fn kernel
              const PanelFormat& format, int tokens) {
   const Weights weights(format);
   const std::vector<float> x = Floats(kMaxTokens * kInputs);
-  using Sum = std::remove_const_t<std::remove_pointer_t<decltype([] {
-    const auto [codes, scales, sums] = Int8Row{};
-    return sums;
-  }())>>;
   std::vector<int8_t> codes(kMaxTokens * kInputs);
   std::vector<float> scales(kMaxTokens * kTiles);
-  std::vector<Sum> sums(2 * kMaxTokens * kTiles);
+  std::vector<int16_t> sums(2 * kMaxTokens * kTiles);
   Int8Row rows[kMaxTokens];
   for (int t = 0; t < kMaxTokens; ++t) {
     int8_t* row_codes = codes.data() + t * kInputs;
     float* row_scales = scales.data() + t * kTiles;
-    Sum* row_sums = sums.data() + 2 * t * kTiles;
+    int16_t* row_sums = sums.data() + 2 * t * kTiles;
     kernels.quantize_row(x.data() + t * kInputs, kTiles, row_codes, row_scales, row_sums);
     rows[t] = {row_codes, row_scales, row_sums};
   }

@@ -89,9 +89,11 @@ class MoeEngine {
 
   // one_pass.cpp
   void Fused(const MoeLayer& layer, int tokens);
-  void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, float* sums,
-                uint8_t* filled) const;
-  void SumUnit(const MoeLayer& layer, int unit, int tokens, float* sums, uint8_t* filled) const;
+  const uint8_t* StartOf(const MoeLayer& layer, int unit, const ExpertRange& range) const;
+  void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, const uint8_t* next,
+                float* sums, uint8_t* filled) const;
+  void SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8_t* next, float* sums,
+               uint8_t* filled) const;
 
   // prefill.cpp
   void Prefill(const MoeLayer& layer, const Batch& batch, int first, int tokens);

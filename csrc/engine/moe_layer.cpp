@@ -40,7 +40,8 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
           .scale_dtype = format.scale_dtype,
           .scale_rows = static_cast<int>(format.scale_rows),
           .global_scale = {1.0f, 1.0f},
-          .whole = block_end - block_begin == s.blocks};
+          .whole = block_end - block_begin == s.blocks,
+          .next = nullptr};
 }
 
 }  // namespace

@@ -33,10 +33,6 @@ int ExpertRanges(const MoeLayer& layer) {
   return std::clamp(CeilDiv(kSlots, std::max(layer.units(), 1)), 1, layer.num_experts());
 }
 
-void PrefetchStart(const uint8_t* record) {
-  for (int at = 0; at < kPrefetchBytes; at += kLineBytes) __builtin_prefetch(record + at, 0, 1);
-}
-
 }  // namespace
 
 // From the shapes alone, so that which way a batch takes, and so its bits, does not depend on the
@@ -85,10 +81,16 @@ void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedTo
   }
 }
 
+// The first codes that SumRange reads.
+const uint8_t* MoeEngine::StartOf(const MoeLayer& layer, int unit, const ExpertRange& range) const {
+  return layer.GateUpPanel(unit, workspace_->routing.experts[range.begin].expert).codes;
+}
+
 // The sums of one unit and range of experts, for the tokens that route there; of others nothing is
-// written. sums [tokens, out_stride], filled [tokens]: which rows are.
-void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, float* sums,
-                         uint8_t* filled) const {
+// written. next: the codes that this worker reads then, if it is known. sums [tokens, out_stride],
+// filled [tokens]: which rows are.
+void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& range,
+                         const uint8_t* next, float* sums, uint8_t* filled) const {
   const Workspace& ws = *workspace_;
   const auto& experts = ws.routing.experts;
   const int stride = layer.out_stride();
@@ -97,12 +99,12 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
   for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
   for (int e = range.begin; e < range.end; ++e) {
     const ExpertTokens& expert = experts[e];
-    const Panel gate_up = layer.GateUpPanel(unit, expert.expert);
-    const Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
+    Panel gate_up = layer.GateUpPanel(unit, expert.expert);
+    Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
+    gate_up.next = down.codes;
+    down.next = e + 1 < range.end ? layer.GateUpPanel(unit, experts[e + 1].expert).codes : next;
     const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
     const auto routed = ws.routing.TokensOf(expert);
-    // Kernels prefetch ahead in a record; its start nobody would.
-    if (e + 1 < range.end) PrefetchStart(layer.GateUpPanel(unit, experts[e + 1].expert).codes);
     for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
       const int count = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
       GateUp(layer, gate_up, routed.data() + at, count, act_rows);
@@ -126,21 +128,22 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
 
 // All ranges of a unit, added up in order: what the join would do with the sums of single ranges,
 // but in this core's cache.
-void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, float* sums,
-                        uint8_t* filled) const {
+void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8_t* next,
+                        float* sums, uint8_t* filled) const {
   const int stride = layer.out_stride();
   thread_local Scratch<float> range_sums;
   thread_local std::vector<uint8_t> range_filled;
-  bool first = true;
-  for (const ExpertRange& range : workspace_->expert_ranges) {
-    if (first) {
-      SumRange(layer, unit, range, sums, filled);
-      first = false;
+  const auto& ranges = workspace_->expert_ranges;
+  for (size_t r = 0; r < ranges.size(); ++r) {
+    const ExpertRange& range = ranges[r];
+    const uint8_t* then = r + 1 < ranges.size() ? StartOf(layer, unit, ranges[r + 1]) : next;
+    if (r == 0) {
+      SumRange(layer, unit, range, then, sums, filled);
       continue;
     }
     range_sums.Grow(int64_t{tokens} * stride);
     range_filled.assign(tokens, 0);
-    SumRange(layer, unit, range, range_sums.data(), range_filled.data());
+    SumRange(layer, unit, range, then, range_sums.data(), range_filled.data());
     for (int token = 0; token < tokens; ++token) {
       if (!range_filled[token]) continue;
       const float* from = range_sums.data() + int64_t{token} * stride;
@@ -174,18 +177,27 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     ws.nodes[node].filled.assign(rows, 0);
   }
 
-  const auto compute = [&](int node, int task) {
+  // A task's first unit of weights and its range of experts, or the first of them.
+  const auto range_of = [&](int node, int task) -> const ExpertRange& {
+    return ws.expert_ranges[whole_units ? 0 : task / layer.UnitsOf(node).size()];
+  };
+  const auto start_of = [&](int node, int task) {
+    const UnitRange units = layer.UnitsOf(node);
+    return StartOf(layer, units.begin + task % units.size(), range_of(node, task));
+  };
+  // `next`: where the worker's next task starts, or null.
+  const auto compute = [&](int node, int task, const uint8_t* next) {
     NodeWorkspace& mine = ws.nodes[node];
     const UnitRange units = layer.UnitsOf(node);
     const int at = task % units.size(), unit = units.begin + at;
     const auto row = [&](int slot) { return (int64_t{at} * slots_of_unit + slot) * tokens; };
     if (whole_units) {
-      SumUnit(layer, unit, tokens, mine.slots.data() + row(0) * stride, &mine.filled[row(0)]);
+      SumUnit(layer, unit, tokens, next, mine.slots.data() + row(0) * stride, &mine.filled[row(0)]);
       return;
     }
-    const ExpertRange& range = ws.expert_ranges[task / units.size()];
+    const ExpertRange& range = range_of(node, task);
     const int64_t first = row(range.index);
-    SumRange(layer, unit, range, mine.slots.data() + first * stride, &mine.filled[first]);
+    SumRange(layer, unit, range, next, mine.slots.data() + first * stride, &mine.filled[first]);
   };
 
   // The block of 64 outputs from `at` of one token, summed over some of a node's units.
@@ -210,12 +222,19 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   pool_->Run([&](int worker) {
     const int node = pool_->NodeOf(worker);
     std::atomic<int>& next = ws.nodes[node].next_task;
-    const int tasks =
-        layer.UnitsOf(node).size() * (whole_units ? 1 : static_cast<int>(ws.expert_ranges.size()));
-    for (int task = next++; task < tasks; task = next++) compute(node, task);
+    const int used = static_cast<int>(ws.expert_ranges.size());
+    const int tasks = layer.UnitsOf(node).size() * (whole_units ? std::min(used, 1) : used);
+    const int workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
+    for (int task = next++; task < tasks;) {
+      // A worker that knows its next task fetches ahead into it. Of the last ones each goes to
+      // whoever is free first.
+      const bool many = next + 2 * workers <= tasks;
+      const int then = many ? next++ : tasks;
+      compute(node, task, many ? start_of(node, then) : nullptr);
+      task = many ? then : next++;
+    }
     pool_->SyncNode();
     const int64_t here = worker - pool_->FirstWorker(node);
-    const int64_t workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
     for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
       float* sums = ws.PieceSum(layer, node, piece, tokens);
       for (int64_t at = blocks * here / workers; at < blocks * (here + 1) / workers; ++at) {

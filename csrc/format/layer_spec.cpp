@@ -21,6 +21,13 @@ constexpr uint32_t kFlagGated = 1;
 constexpr uint32_t kMaxExperts = 65536;
 constexpr uint32_t kMaxSize = 1u << 20;
 constexpr uint32_t kMaxUnits = 48;
+// A worker reads a record from front to back, then one elsewhere. Measured with 128 experts of 4
+// bits, H 2048, I 768: two Zen 4 cores read 7 % more in records of 221 KB than of 111, 16 Xeon
+// cores 2 to 9.
+constexpr uint64_t kShortRecord = 160 << 10;
+// Records are made longer while at least so many units remain, a multiple of four as before: NUMA
+// nodes and tensor-parallel ranks share them.
+constexpr uint32_t kManyUnits = 16;
 
 struct RawPanelFormat {
   uint32_t dtype, scale_dtype, scale_rows, scale_k, zero_point, bias, global_scale, k_permutation;
@@ -152,7 +159,8 @@ LayerSpec::LayerSpec(LayerGeometry geometry, PanelFormat gate_up, PanelFormat do
           "hidden_size must be 1 to 2^20, found " + std::to_string(g.hidden_size));
   Require(g.intermediate_size >= 1 && g.intermediate_size <= kMaxSize,
           "intermediate_size must be 1 to 2^20, found " + std::to_string(g.intermediate_size));
-  if (g.unit_rows == 0) {
+  const bool choose = g.unit_rows == 0;
+  if (choose) {
     g.unit_rows = g.gated ? 32 : 64;
     while (g.unit_rows < 128 && g.intermediate_size > g.unit_rows * kMaxUnits) g.unit_rows *= 2;
   }
@@ -166,6 +174,11 @@ LayerSpec::LayerSpec(LayerGeometry geometry, PanelFormat gate_up, PanelFormat do
       !down_.k_permutation,
       "down: k_permutation must be 0, since the order of its inputs is the order of the neurons");
   Derive();
+  while (choose && g.unit_rows < 128 && record_bytes_ < kShortRecord && num_units_ >= kManyUnits &&
+         num_units_ % 8 == 0) {
+    g.unit_rows *= 2;
+    Derive();
+  }
 }
 
 uint32_t LayerSpec::hidden_padded() const {

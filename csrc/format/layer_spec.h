@@ -84,9 +84,9 @@ struct LayerGeometry {
 
 class LayerSpec {
  public:
-  // unit_rows 0 picks the smallest of 32, 64, 128 that gives at most 48 units (a layer then has
-  // enough units to share among threads, and records long enough to stream). Throws FormatError
-  // when a field is out of range.
+  // unit_rows 0 picks the smallest of 32, 64, 128 that gives at most 48 units, or a larger one
+  // where records are short: a layer then has enough units to share among threads, and records long
+  // enough to stream. Throws FormatError when a field is out of range.
   LayerSpec(LayerGeometry geometry, PanelFormat gate_up, PanelFormat down);
 
   // Reads a header; throws FormatError, naming `where`, unless every byte is as FORMAT.md says.

@@ -16,11 +16,41 @@ constexpr int kParts = kTileN / Simd::kLanes;  // vectors that hold a tile's out
 constexpr int kSweepTiles = 16;
 // As worth_tokens: up to the number of tokens that one pass takes, it is faster.
 constexpr int kOnlyPrompts = 1 << 20;
-inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += kLineBytes) {
-    __builtin_prefetch(codes + kPrefetchBytes + at, 0, 1);
-  }
+inline void PrefetchLines(const uint8_t* from, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(from + at, 0, 1);
 }
+inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
+  PrefetchLines(codes + kPrefetchBytes, bytes);
+}
+
+// Walks kPrefetchBytes ahead of a panel kernel, and at the panel's end into what is read next: with
+// every record apart from the one before, each start would otherwise wait for memory.
+class Ahead {
+ public:
+  // `step`: bytes of a block's tile of inputs.
+  Ahead(const Panel& panel, int64_t step)
+      : at_(panel.codes + kPrefetchBytes),
+        next_(panel.next),
+        steps_left_(int64_t{panel.blocks} * panel.k_tiles - kPrefetchBytes / step) {
+    if (steps_left_ <= 0) Switch();
+  }
+  // Where to fetch; the next step's is `step` further.
+  const uint8_t* Step(int64_t step) {
+    const uint8_t* at = at_;
+    at_ += step;
+    if (--steps_left_ == 0) Switch();
+    return at;
+  }
+
+ private:
+  void Switch() {
+    if (next_ != nullptr) at_ = next_;
+  }
+
+  const uint8_t* at_;
+  const uint8_t* next_;
+  int64_t steps_left_;
+};
 
 // A block's sums for M tokens, [token][tile][part].
 template <int M>

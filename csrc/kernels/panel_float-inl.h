@@ -124,7 +124,9 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kInputs = 32 / Weight::kBits;  // of a line
   constexpr int kLines = kTileK / kInputs;
+  constexpr size_t kStep = kTilesPerBlock * kTileBytes;
   const uint8_t* codes = panel.codes;
+  Ahead ahead(panel, kStep);
   BlockSums<M> sums;
   ScaleWalk<kGroups> scales(panel, 1.0f, 0.0f, Weight::kDefaultZeroPoint);
   for (int block = 0; block < panel.blocks; ++block) {
@@ -132,8 +134,9 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
     scales.BeginBlock();
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       if constexpr (Weight::kScaled) scales.Next();
-      for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes) {
-        PrefetchTile(codes, kTileBytes);
+      const uint8_t* fetch = ahead.Step(kStep);
+      for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes, fetch += kTileBytes) {
+        PrefetchLines(fetch, kTileBytes);
         for (int part = 0; part < kParts; ++part) {
           const int n = t * kTileN + part * Simd::kLanes;
           for (int g = 0; g < kGroups; ++g) {

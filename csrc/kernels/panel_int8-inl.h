@@ -112,7 +112,9 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   constexpr int kV = kShared > kParts ? kShared : kParts;
   // The offset of weights without zero points is an integer: sums of 32 bits begin with it.
   constexpr bool kInDot = Weight::kOffset && !kZeroPoints && Simd::kDotBits == 32;
+  constexpr size_t kStep = kTilesPerBlock * kTileBytes;
   const uint8_t* codes = panel.codes;
+  Ahead ahead(panel, kStep);
   BlockSums<M> sums;
   ScaleWalk<kGroups> scales(panel, Weight::kScale, Weight::kZeroPointShift,
                             Weight::kDefaultZeroPoint);
@@ -121,6 +123,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
     scales.BeginBlock();
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       scales.Next();
+      const uint8_t* fetch = ahead.Step(kStep);
       float minus_sum[M][kGroups];
       int32_t minus_offset[M][kGroups];
       for (int m = 0; m < M; ++m) {
@@ -133,7 +136,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
       }
 #pragma GCC unroll 4
       for (int first = 0; first < kBlockN; first += kV * Simd::kLanes) {
-        PrefetchTile(codes + first / kTileN * kTileBytes, kV * Simd::kLanes / kTileN * kTileBytes);
+        PrefetchLines(fetch + first / kTileN * kTileBytes, kV * Simd::kLanes / kTileN * kTileBytes);
         const auto output = [&](int v) { return first + v * Simd::kLanes; };
         Simd::I dot[M][kV][kSums];
         for (int m = 0; m < M; ++m) {
@@ -186,7 +189,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
           }
         }
       }
-      codes += kTilesPerBlock * kTileBytes;
+      codes += kStep;
     }
     sums.End(block, y);
   }

@@ -79,7 +79,8 @@ class PanelFormat:
 class LayerSpec:
     """One MoE layer's geometry and formats; every size of its file follows from it.
 
-    `unit_rows` 0 chooses the smallest of 32, 64, 128 that gives at most 48 units.
+    `unit_rows` 0 chooses the smallest of 32, 64, 128 that gives at most 48 units, or a larger one where
+    records would be short.
     Raises FormatError when a field is out of range.
     """
 

@@ -141,6 +141,24 @@ def test_sizes_leave_no_hole_and_no_overlap(gate_up, down, hidden, intermediate,
     assert spec.num_units * spec.unit_rows >= intermediate > (spec.num_units - 1) * spec.unit_rows
 
 
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "gated", "unit_rows"),
+    [
+        (4096, 1536, True, 32),
+        (7168, 2048, True, 64),  # not more than 48 units
+        (2048, 768, True, 64),  # short records
+        (2048, 512, True, 64),
+        (2048, 256, True, 32),  # short, but eight units are to remain
+        (2048, 1408, True, 32),  # 44 units would become 22: no multiple of four
+        (1024, 1024, True, 128),
+        (1024, 2048, False, 128),
+    ],
+)
+def test_units_are_as_long_as_streaming_and_sharing_want(hidden, intermediate, gated, unit_rows):
+    spec = spec_of(hidden_size=hidden, intermediate_size=intermediate, gated=gated)
+    assert spec.unit_rows == unit_rows
+
+
 def test_a_file_by_hand(tmp_path: Path):
     """One bf16 expert, H = 3, I = 2, laid out with nothing but FORMAT.md's text."""
     gate = np.array([[1, 2, 3], [4, 5, 6]], np.uint16)
