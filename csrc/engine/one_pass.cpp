@@ -22,7 +22,7 @@ constexpr int64_t kFusedBytes = int64_t{256} << 20;
 // Partial sums of a token, at least: enough to balance 16 threads.
 constexpr int kSlots = 96;
 // Tasks of a worker, at least, so that workers end together.
-constexpr int kTasksPerWorker = 6;
+constexpr int kTasksPerWorker = 4;
 
 constexpr int kMaxUnitRows = 128;
 constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
