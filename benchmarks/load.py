@@ -21,7 +21,7 @@ import machine
 import numpy as np
 from load_limits import NEW_MEMORY_S, disk_seconds, drop, new_memory_rate, write_memory
 
-from lsg._core import Engine, LayerFile, LayerSpec, read_bandwidth
+from lsg._core import Engine, LayerFile, LayerSpec, ReadProbe
 from lsg.runtime.bench.shapes import SHAPES, layer_spec
 from lsg.runtime.bench.synthetic import LayerWriter
 from lsg.runtime.load_plan import found
@@ -53,7 +53,7 @@ def main(scratch: Path, gb: float, cold_gb: float, repeat: int, seconds: float, 
                 if case.new_memory:
                     new.append(new_memory_rate(cold))
                 case.run()
-            memory.append(read_bandwidth(facts["threads"], seconds=seconds))
+            memory.append(ReadProbe(facts["threads"]).measure(seconds))
     limits = {
         "disk": machine.spread(disk),
         "new memory": machine.spread(new),

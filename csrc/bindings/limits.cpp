@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -27,15 +28,15 @@ void BindLimits(py::module_& module) {
   module.def("arithmetic_peak", &ArithmeticPeak, py::arg("instruction"), py::arg("threads"),
              py::kw_only(), py::arg("cores") = std::vector<int>{}, py::arg("seconds") = 0.2,
              py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "read_bandwidth",
-      [](int threads, double gib, int streams, double seconds, const std::vector<int>& cores) {
-        const py::gil_scoped_release release;
-        return ReadBandwidth(threads, cores, static_cast<uint64_t>(gib * (1ull << 30)), streams,
-                             seconds);
-      },
-      py::arg("threads"), py::arg("gib") = 1.0, py::arg("streams") = 4, py::arg("seconds") = 1.0,
-      py::kw_only(), py::arg("cores") = std::vector<int>{});
+  py::class_<ReadProbe>(module, "ReadProbe")
+      .def(py::init([](int threads, double gib, int streams, const std::vector<int>& cores) {
+             const auto bytes = static_cast<uint64_t>(gib * (1ull << 30));
+             return std::make_unique<ReadProbe>(threads, cores, bytes, streams);
+           }),
+           py::arg("threads"), py::arg("gib") = 1.0, py::arg("streams") = 4, py::kw_only(),
+           py::arg("cores") = std::vector<int>{})
+      .def("measure", &ReadProbe::Measure, py::arg("seconds") = 1.0,
+           py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace lsg

@@ -2,18 +2,36 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/isa.h"
 
 namespace lsg {
 
-// Bytes per second that `threads` readers take together from `bytes` of memory (2 MiB pages where
-// the system gives them), each reading its part in `streams` streams, over and over for about
-// `seconds`. Reader i runs on cores[i % size] when cores is not empty, and its part lies on that
-// core's node. Throws CapacityError without memory, or when a thread cannot be started or pinned.
-double ReadBandwidth(int threads, const std::vector<int>& cores, uint64_t bytes, int streams,
-                     double seconds);
+// Memory to read, kept between measurements, so that a short one can stand beside whatever it is to
+// be compared with.
+class ReadProbe {
+ public:
+  // `threads` readers of `bytes` of memory together (2 MiB pages where the system gives them), each
+  // reading its part in `streams` streams. Reader i runs on cores[i % size] when cores is not
+  // empty, and its part lies on that core's node. Throws CapacityError without memory.
+  ReadProbe(int threads, std::vector<int> cores, uint64_t bytes, int streams);
+  ~ReadProbe();
+
+  // Bytes per second that they take together, reading over and over for about `seconds`. Throws
+  // CapacityError when a thread cannot be started or pinned.
+  double Measure(double seconds);
+
+ private:
+  struct Buffer;
+
+  const int threads_, streams_;
+  const std::vector<int> cores_;
+  const uint64_t part_;
+  const std::unique_ptr<Buffer> buffer_;
+  bool touched_ = false;
+};
 
 // The instructions that kernels spend their time in.
 enum class Instruction {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/align.h"
@@ -18,23 +19,6 @@ namespace {
 
 constexpr uint64_t kHugePage = 2 << 20;
 constexpr int kMaxStreams = 8;
-
-struct Buffer {
-  explicit Buffer(uint64_t size) : bytes(size) {
-    data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) {
-      throw CapacityError("cannot get " + std::to_string(bytes >> 20) +
-                          " MiB to measure memory with");
-    }
-    madvise(data, bytes, MADV_HUGEPAGE);
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { munmap(data, bytes); }
-
-  void* data;
-  uint64_t bytes;
-};
 
 // Reads `bytes` (a multiple of streams · 64) once. SSE2 loads keep up: the limit is outstanding
 // misses, not width.
@@ -56,35 +40,63 @@ uint64_t ReadOnce(const char* data, uint64_t bytes, int streams) {
 
 }  // namespace
 
-double ReadBandwidth(int threads, const std::vector<int>& cores, uint64_t bytes, int streams,
-                     double seconds) {
-  if (threads < 1 || streams < 1 || streams > kMaxStreams) {
-    throw Error("read_bandwidth needs at least 1 thread and 1 to 8 streams");
+struct ReadProbe::Buffer {
+  explicit Buffer(uint64_t size) : bytes(size) {
+    data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+      throw CapacityError("cannot get " + std::to_string(bytes >> 20) +
+                          " MiB to measure memory with");
+    }
+    madvise(data, bytes, MADV_HUGEPAGE);
   }
-  const uint64_t part = AlignUp(std::max<uint64_t>(bytes / threads, kHugePage), kHugePage);
-  const uint64_t step = std::min<uint64_t>(part, 16 << 20) / (64 * streams) * (64 * streams);
-  const Buffer buffer(part * threads);
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { munmap(data, bytes); }
+
+  void* data;
+  uint64_t bytes;
+};
+
+ReadProbe::ReadProbe(int threads, std::vector<int> cores, uint64_t bytes, int streams)
+    : threads_(threads),
+      streams_(streams),
+      cores_(std::move(cores)),
+      part_(AlignUp(std::max<uint64_t>(bytes / std::max(threads, 1), kHugePage), kHugePage)),
+      buffer_([&] {
+        if (threads < 1 || streams < 1 || streams > kMaxStreams) {
+          throw Error("reading memory needs at least 1 thread and 1 to 8 streams");
+        }
+        return std::make_unique<Buffer>(part_ * threads);
+      }()) {}
+
+ReadProbe::~ReadProbe() = default;
+
+double ReadProbe::Measure(double seconds) {
+  const uint64_t step = std::min<uint64_t>(part_, 16 << 20) / (64 * streams_) * (64 * streams_);
   std::atomic<uint64_t> sink{0};
-  const auto mine = [&](int thread) { return static_cast<char*>(buffer.data) + thread * part; };
-  return SumOfRates(
-      threads, cores,
+  const auto mine = [&](int thread) { return static_cast<char*>(buffer_->data) + thread * part_; };
+  const double rate = SumOfRates(
+      threads_, cores_,
       // First touch: the pages are this thread's neighbours.
-      [&](int thread) { std::memset(mine(thread), thread + 1, part); },
+      [&](int thread) {
+        if (!touched_) std::memset(mine(thread), thread + 1, part_);
+      },
       [&](int thread) {
         using Clock = std::chrono::steady_clock;
         const auto begin = Clock::now();
         std::chrono::duration<double> elapsed{0};
-        uint64_t read = 0, seen = 0;
+        uint64_t read = 0, seen = 0, at = 0;
         while (elapsed.count() < seconds) {
-          for (uint64_t at = 0; at + step <= part; at += step) {
-            seen ^= ReadOnce(mine(thread) + at, step, streams);
-            read += step;
-          }
+          seen ^= ReadOnce(mine(thread) + at, step, streams_);
+          read += step;
+          at = at + 2 * step <= part_ ? at + step : 0;
           elapsed = Clock::now() - begin;
         }
         sink ^= seen;
         return static_cast<double>(read) / elapsed.count();
       });
+  touched_ = true;
+  return rate;
 }
 
 }  // namespace lsg

@@ -487,18 +487,18 @@ def arithmetic_peak(
     cores: as for Engine. Raises UnsupportedIsaError when this processor does not have the instruction.
     """
 
-def read_bandwidth(
-    threads: int,
-    gib: float = 1.0,
-    streams: int = 4,
-    seconds: float = 1.0,
-    *,
-    cores: Sequence[int] = (),
-) -> float:
-    """Measured DRAM read rate in bytes/s of all threads together, `streams` streams each, 2 MiB pages.
+class ReadProbe:
+    """Measures the DRAM read rate of all threads together, `streams` streams each, in 2 MiB pages.
 
-    cores: as for Engine; a thread's part of the memory lies on its core's node.
+    gib: of all threads together, kept until the probe goes. cores: as for Engine; a thread's part lies on its
+    core's node.
     """
+
+    def __init__(
+        self, threads: int, gib: float = 1.0, streams: int = 4, *, cores: Sequence[int] = ()
+    ) -> None: ...
+    def measure(self, seconds: float = 1.0) -> float:
+        """Bytes/s over about so many seconds."""
 
 def keep_freed_memory() -> None:
     """Let the allocator keep freed memory for the next array instead of returning it to the system."""

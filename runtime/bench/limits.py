@@ -6,7 +6,7 @@ Invariant: a limit is what the chosen instruction-set level could reach, whether
 from dataclasses import dataclass
 from typing import Final
 
-from lsg._core import Instruction, Isa, arithmetic_peak, instruction_isa, read_bandwidth
+from lsg._core import Instruction, Isa, ReadProbe, arithmetic_peak, instruction_isa
 
 INT8: Final = (
     Instruction.MADDUBS_YMM,
@@ -31,18 +31,25 @@ class Limits:
         return found, self.peaks[found]
 
 
-def measure(
-    threads: int, cores: list[int], isa: Isa, instructions: tuple[Instruction, ...] = INT8 + FLOAT
-) -> Limits:
-    """Measure memory and those of the instructions that the level has."""
-    return Limits(
-        read_bandwidth(threads, seconds=2 * _SECONDS, cores=cores),
-        {
-            instruction: arithmetic_peak(instruction, threads, cores=cores, seconds=_SECONDS)
-            for instruction in instructions
-            if instruction_isa(instruction).value <= isa.value
-        },
-    )
+class Probe:
+    """Measures limits again and again, on the same threads, cores and GiB of memory."""
+
+    def __init__(self, threads: int, cores: list[int], isa: Isa) -> None:
+        self._threads, self._cores, self._isa = threads, cores, isa
+        self._memory = ReadProbe(threads, cores=cores)
+
+    def measure(
+        self, instructions: tuple[Instruction, ...] = INT8 + FLOAT, seconds: float = _SECONDS
+    ) -> Limits:
+        """Measure memory and those of the instructions that the level has, each for so long."""
+        return Limits(
+            self._memory.measure(seconds),
+            {
+                instruction: arithmetic_peak(instruction, self._threads, cores=self._cores, seconds=seconds)
+                for instruction in instructions
+                if instruction_isa(instruction).value <= self._isa.value
+            },
+        )
 
 
 def mean(before: Limits, after: Limits) -> Limits:

@@ -1,6 +1,7 @@
 """Shapes × formats × batches, each with the limits that held while it was measured.
 
-Invariant: a percentage compares two figures that are seconds apart, on the same threads and cores.
+Invariant: a percentage compares figures that are tenths of a second apart, on the same threads and cores: a
+shared machine's memory can be twice as fast a few seconds later.
 """
 
 import statistics
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lsg._core import Engine
+from lsg._core import Engine, Instruction
 from lsg.runtime.bench import limits
 from lsg.runtime.bench.layers import Call, Layers
 from lsg.runtime.bench.limits import Limits
@@ -20,6 +21,9 @@ from lsg.runtime.placement import Placement
 
 MEMORY: Final = "memory"
 ARITHMETIC: Final = "arithmetic"
+# A cell is measured in about so many slices, between limits that are measured for so many seconds each.
+_SLICES: Final = 4
+_BRIEF: Final = 0.04
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Cell:
     """One layer shape, format and batch.
 
     bytes_per_s: of the experts that some token chose, counted once. percent_of_memory and
-    percent_of_arithmetic: of the limits beside it, `bound` names the larger.
+    percent_of_arithmetic: each call's of the limits beside it, the median; `bound` names the larger. The
+    limits themselves are medians too.
     """
 
     shape: str
@@ -80,6 +85,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Some calls of a cell, and the limits that held meanwhile: memory and the cell's instruction."""
+
+    calls: list[Call]
+    held: Limits
+
+
+@dataclass(frozen=True)
 class Group:
     """The cells of one shape and format, and what it took to get there."""
 
@@ -95,7 +108,8 @@ def sweep(options: Options) -> Iterator[Group]:
     threads, cores = placed.threads, placed.cpus
     # Found here once so that a bad level or core is refused before anything is written.
     isa = Engine(nodes=placed.workers, isa=options.isa).isa
-    before = limits.measure(threads, cores, isa)
+    probe = limits.Probe(threads, cores, isa)
+    before = probe.measure()
     for shape_name in options.shapes:
         for format in options.formats:
             shape = SHAPES[shape_name]
@@ -107,20 +121,7 @@ def sweep(options: Options) -> Iterator[Group]:
                     engine, placed, spec, shape.top_k, options.working_set, Path(scratch), options.load
                 )
             writing = time.perf_counter() - began
-            measured = [
-                (
-                    batch,
-                    layers.measure(batch, options.seconds),
-                    layers.operations(batch),
-                    layers.int8_inputs(batch),
-                )
-                for batch in options.batches
-            ]
             count = layers.count
-            # Gone before the next layers are made: memory should hold one working set.
-            del layers, engine
-            after = limits.measure(threads, cores, isa)
-            between = limits.mean(before, after)
             facts = {
                 "shape": shape_name,
                 "model": shape.model,
@@ -128,42 +129,68 @@ def sweep(options: Options) -> Iterator[Group]:
                 "num_experts": spec.num_experts,
                 "layers": count,
             }
-            cells = [
-                _cell(facts, batch, calls, operations, int8_inputs, between)
-                for batch, calls, operations, int8_inputs in measured
-            ]
-            yield Group(cells, between, count * spec.file_bytes, writing)
+            cells = []
+            for batch in options.batches:
+                int8 = layers.int8_inputs(batch)
+                instruction, _ = before.peak(limits.INT8 if int8 else limits.FLOAT)
+                slices = _measure(layers, batch, options.seconds, probe, instruction)
+                cells.append(make_cell(facts, batch, int8, instruction, layers.operations(batch), slices))
+            # Gone before the next layers are made: memory should hold one working set.
+            del layers, engine
+            after = probe.measure()
+            yield Group(cells, limits.mean(before, after), count * spec.file_bytes, writing)
             before = after
 
 
-def _cell(
+def _measure(
+    layers: Layers, batch: int, seconds: float, probe: limits.Probe, instruction: Instruction
+) -> list[Slice]:
+    """Calls for about `seconds`, in slices."""
+    slices: list[Slice] = []
+    spent = 0.0
+    before = probe.measure((instruction,), _BRIEF)
+    while spent < seconds:
+        calls = layers.measure(batch, seconds / _SLICES)
+        after = probe.measure((instruction,), _BRIEF)
+        slices.append(Slice(calls, limits.mean(before, after)))
+        before = after
+        spent += sum(call.seconds for call in calls)
+    return slices
+
+
+def make_cell(
     facts: dict[str, Any],
     batch: int,
-    calls: Sequence[Call],
-    operations: int,
     int8_inputs: bool,
-    held: Limits,
+    instruction: Instruction,
+    operations: int,
+    slices: Sequence[Slice],
 ) -> Cell:
-    memory = held.bytes_per_s
-    instruction, peak = held.peak(limits.INT8 if int8_inputs else limits.FLOAT)
-    seconds = _spread([call.seconds for call in calls])
-    nbytes = statistics.fmean(call.nbytes for call in calls)
-    rate = _spread([call.nbytes / call.seconds for call in calls])
-    least = {MEMORY: nbytes / memory, ARITHMETIC: operations / peak}
+    """A cell out of its slices. facts: the fields before `batch`. operations: of a call."""
+    beside = [
+        (call, one.held.bytes_per_s, one.held.peaks[instruction]) for one in slices for call in one.calls
+    ]
+    seconds = _spread([call.seconds for call, _, _ in beside])
+    percent_of_memory = statistics.median(
+        100 * call.nbytes / call.seconds / memory for call, memory, _ in beside
+    )
+    percent_of_arithmetic = statistics.median(
+        100 * operations / call.seconds / peak for call, _, peak in beside
+    )
     return Cell(
         **facts,
         batch=batch,
-        calls=len(calls),
+        calls=len(beside),
         int8_inputs=int8_inputs,
         instruction=instruction.name,
         seconds=seconds,
-        bytes_per_s=rate,
+        bytes_per_s=_spread([call.nbytes / call.seconds for call, _, _ in beside]),
         operations_per_s=operations / seconds.median,
-        memory_bytes_per_s=memory,
-        peak_operations_per_s=peak,
-        percent_of_memory=100 * rate.median / memory,
-        percent_of_arithmetic=100 * least[ARITHMETIC] / seconds.median,
-        bound=max(least, key=lambda limit: least[limit]),
+        memory_bytes_per_s=statistics.median(memory for _, memory, _ in beside),
+        peak_operations_per_s=statistics.median(peak for _, _, peak in beside),
+        percent_of_memory=percent_of_memory,
+        percent_of_arithmetic=percent_of_arithmetic,
+        bound=MEMORY if percent_of_memory > percent_of_arithmetic else ARITHMETIC,
     )
 
 

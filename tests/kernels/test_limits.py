@@ -24,10 +24,10 @@ def test_an_instruction_is_measured_or_refused(instruction: Instruction):
 
 def test_threads_are_pinned():
     core = min(os.sched_getaffinity(0))
-    assert _core.read_bandwidth(2, gib=0.01, seconds=0.001, cores=[core]) > 0
+    assert _core.ReadProbe(2, gib=0.01, cores=[core]).measure(0.001) > 0
     assert _core.arithmetic_peak(Instruction.FMA_YMM, 2, seconds=0.001, cores=[core]) > 0
     for measure in (
-        lambda cores: _core.read_bandwidth(2, gib=0.01, seconds=0.001, cores=cores),
+        lambda cores: _core.ReadProbe(2, gib=0.01, cores=cores).measure(0.001),
         lambda cores: _core.arithmetic_peak(Instruction.FMA_YMM, 2, seconds=0.001, cores=cores),
     ):
         with pytest.raises(CapacityError, match="cannot be pinned to core 1000000"):
@@ -38,6 +38,6 @@ def test_no_threads_are_refused():
     with pytest.raises(LsgError, match="at least 1 thread"):
         _core.arithmetic_peak(Instruction.FMA_YMM, 0)
     with pytest.raises(LsgError, match="at least 1 thread"):
-        _core.read_bandwidth(0)
+        _core.ReadProbe(0)
     with pytest.raises(LsgError, match="1 to 8 streams"):
-        _core.read_bandwidth(1, streams=9)
+        _core.ReadProbe(1, streams=9)

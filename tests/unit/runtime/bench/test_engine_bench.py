@@ -12,9 +12,10 @@ from lsg._core import Engine, Instruction, Isa
 from lsg.cli import main
 from lsg.runtime import placement
 from lsg.runtime.bench import limits
-from lsg.runtime.bench.layers import Layers
+from lsg.runtime.bench.layers import Call, Layers
 from lsg.runtime.bench.limits import FLOAT, INT8, Limits
 from lsg.runtime.bench.shapes import FORMATS, SHAPES, Shape, layer_spec
+from lsg.runtime.bench.sweep import Slice, make_cell
 from lsg.runtime.bench.synthetic import LayerWriter
 
 SMALL = Shape("small", 64, 96, 5, 2)
@@ -69,10 +70,30 @@ def test_the_limit_is_what_the_level_could_reach():
     found = Limits(1.0, {Instruction.FMA_YMM: 3.0, Instruction.FMA_ZMM: 2.0, Instruction.MADDUBS_YMM: 9.0})
     assert found.peak(FLOAT) == (Instruction.FMA_YMM, 3.0)
     assert found.peak(INT8) == (Instruction.MADDUBS_YMM, 9.0)
-    assert limits.measure(1, [], Isa.AVX2).peaks.keys() == {Instruction.FMA_YMM, Instruction.MADDUBS_YMM}
+    assert limits.Probe(1, [], Isa.AVX2).measure(seconds=0.001).peaks.keys() == {
+        Instruction.FMA_YMM,
+        Instruction.MADDUBS_YMM,
+    }
 
 
-def test_percentages_are_of_the_limits_beside_them(tmp_path: Path):
+def test_percentages_are_of_the_limits_beside_them():
+    """Memory twice as fast in the second slice, and the calls too: the percentage is the same in both."""
+    peak = Instruction.FMA_YMM
+    slices = [
+        Slice([Call(2.0, 100), Call(2.0, 100)], Limits(80.0, {peak: 1000.0})),
+        Slice([Call(1.0, 100)], Limits(160.0, {peak: 1000.0})),
+    ]
+    facts = {"shape": "A", "model": "m", "format": "int4", "num_experts": 8, "layers": 2}
+    cell = make_cell(facts, 1, False, peak, 500, slices)
+    assert cell.calls == 3
+    assert cell.percent_of_memory == pytest.approx(62.5)
+    assert cell.percent_of_arithmetic == pytest.approx(25.0)
+    assert cell.bound == "memory"
+    assert (cell.seconds.median, cell.bytes_per_s.median) == (2.0, 50.0)
+    assert (cell.memory_bytes_per_s, cell.peak_operations_per_s) == (80.0, 1000.0)
+
+
+def test_cells_are_measured_and_saved(tmp_path: Path):
     scratch, saved = tmp_path / "scratch", tmp_path / "found.json"
     scratch.mkdir()
     output = run(
@@ -89,11 +110,8 @@ def test_percentages_are_of_the_limits_beside_them(tmp_path: Path):
     ]
     for cell in result["cells"]:
         assert cell["instruction"] == ("MADDUBS_YMM" if cell["format"] == "int4" else "FMA_YMM")
-        memory = 100 * cell["bytes_per_s"]["median"] / cell["memory_bytes_per_s"]
-        arithmetic = 100 * cell["operations_per_s"] / cell["peak_operations_per_s"]
-        # JSON has six digits.
-        assert cell["percent_of_memory"] == pytest.approx(memory, rel=1e-5)
-        assert cell["percent_of_arithmetic"] == pytest.approx(arithmetic, rel=1e-5)
+        larger = max(("memory", "arithmetic"), key=lambda limit: cell[f"percent_of_{limit}"])
+        assert cell["bound"] == larger
         assert f"{cell['operations_per_s'] / 1e9:.0f}" in output
     assert output.count("A (Qwen3-30B-A3B)") == 4
 
