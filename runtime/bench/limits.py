@@ -52,6 +52,15 @@ class Probe:
         )
 
 
+def steady(before: Limits, after: Limits) -> bool:
+    """Whether the machine's speed was about the same at both times: no limit changed by more than a fifth."""
+    pairs = [
+        (before.bytes_per_s, after.bytes_per_s),
+        *zip(before.peaks.values(), after.peaks.values(), strict=True),
+    ]
+    return all(max(pair) <= 1.2 * min(pair) for pair in pairs)
+
+
 def mean(before: Limits, after: Limits) -> Limits:
     """Between two measurements: what held while the work between them was done."""
     return Limits(

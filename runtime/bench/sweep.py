@@ -21,9 +21,11 @@ from lsg.runtime.placement import Placement
 
 MEMORY: Final = "memory"
 ARITHMETIC: Final = "arithmetic"
-# A cell is measured in about so many slices, between limits that are measured for so many seconds each.
+# A cell is measured in about so many slices, between limits that are measured for so many seconds each. Slices
+# during which a limit changed are taken again, but not for longer than so many times the cell.
 _SLICES: Final = 4
 _BRIEF: Final = 0.04
+_PATIENCE: Final = 3
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some calls of a cell, and the limits that held meanwhile: memory and the cell's instruction."""
+    """Some calls of a cell, and the limits that held meanwhile: memory and the cell's instruction.
+
+    steady: whether they did not change.
+    """
 
     calls: list[Call]
     held: Limits
+    steady: bool = True
 
 
 @dataclass(frozen=True)
@@ -145,17 +151,18 @@ def sweep(options: Options) -> Iterator[Group]:
 def _measure(
     layers: Layers, batch: int, seconds: float, probe: limits.Probe, instruction: Instruction
 ) -> list[Slice]:
-    """Calls for about `seconds`, in slices."""
+    """Calls for about `seconds`, in slices: those with steady limits, if there are any."""
     slices: list[Slice] = []
-    spent = 0.0
+    spent = {True: 0.0, False: 0.0}
     before = probe.measure((instruction,), _BRIEF)
-    while spent < seconds:
+    while spent[True] < seconds and sum(spent.values()) < _PATIENCE * seconds:
         calls = layers.measure(batch, seconds / _SLICES)
         after = probe.measure((instruction,), _BRIEF)
-        slices.append(Slice(calls, limits.mean(before, after)))
+        steady = limits.steady(before, after)
+        slices.append(Slice(calls, limits.mean(before, after), steady))
+        spent[steady] += sum(call.seconds for call in calls)
         before = after
-        spent += sum(call.seconds for call in calls)
-    return slices
+    return [one for one in slices if one.steady] or slices
 
 
 def make_cell(

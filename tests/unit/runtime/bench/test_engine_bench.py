@@ -93,6 +93,14 @@ def test_percentages_are_of_the_limits_beside_them():
     assert (cell.memory_bytes_per_s, cell.peak_operations_per_s) == (80.0, 1000.0)
 
 
+def test_a_changing_machine_is_noticed():
+    peak = Instruction.FMA_YMM
+    then = Limits(80.0, {peak: 1000.0})
+    assert limits.steady(then, Limits(90.0, {peak: 900.0}))
+    assert not limits.steady(then, Limits(100.0, {peak: 1000.0}))
+    assert not limits.steady(then, Limits(80.0, {peak: 800.0}))
+
+
 def test_cells_are_measured_and_saved(tmp_path: Path):
     scratch, saved = tmp_path / "scratch", tmp_path / "found.json"
     scratch.mkdir()
