@@ -21,7 +21,7 @@ from lsg.runtime.placement import Placement
 
 MEMORY: Final = "memory"
 ARITHMETIC: Final = "arithmetic"
-# A cell is measured in about so many slices, between limits that are measured for so many seconds each. Slices
+# A cell is measured in about so many slices, between limits that are measured for so many seconds each. Those
 # during which a limit changed are taken again, but not for longer than so many times the cell.
 _SLICES: Final = 4
 _BRIEF: Final = 0.04
