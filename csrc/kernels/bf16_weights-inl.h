@@ -235,7 +235,7 @@ class Unpacker {
     if constexpr (kWholeBlock) {
       if (run_->panel.whole) PrefetchTile(codes, kTiles * kTileBytes);
     }
-    if constexpr (std::is_same_v<Format, Bf16Pairs>) {
+    if constexpr (kWholeBlock && std::is_same_v<Format, Bf16Pairs>) {
       return reinterpret_cast<const Bf16Weights<kTiles>*>(codes);
     }
     for (int t = 0; t < kTiles; ++t) {

@@ -77,7 +77,6 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
   auto* unpacked = reinterpret_cast<TileWeights*>(scratch);
   const int64_t tile_bytes = int64_t{x.rows} * kRowBytes;
   const uint8_t* codes = x.codes + first_tile * tile_bytes;
-  const TileWeights* weights[kBf16SweepTiles];
   const int k_tiles = TilesOf(runs, count);
   const int64_t steps = int64_t{kTilesPerBlock / kWeightTiles} * Turns(x.rows, kRows) * k_tiles;
   const int fetch = next.PerStep(steps);
@@ -86,15 +85,15 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
   for (int t = 0; t < kTilesPerBlock; t += kWeightTiles) {
     // The vector units unpack a tile of inputs ahead of the matrix unit; neither waits.
     Unpacker<Format, kGroups, kWeightTiles> unpacker(runs, t);
-    weights[0] = unpacker.Next(unpacked);
+    unpacker.Next(unpacked);
     const auto unpack = [&](int k) {
       next.Fetch(fetch);
-      if (k + 1 < k_tiles) weights[k + 1] = unpacker.Next(unpacked + ((k + 1) & mask));
-      return weights[k];
+      if (k + 1 < k_tiles) unpacker.Next(unpacked + ((k + 1) & mask));
+      return unpacked + (k & mask);
     };
     const auto keep = [&](int k) {
       next.Fetch(fetch);
-      return weights[k];
+      return unpacked + k;
     };
     for (int m = 0; m < x.rows; m += kRows) {
       const int rows = x.rows - m < kRows ? x.rows - m : kRows;
