@@ -1,4 +1,4 @@
-"""lsg beside its peers: the same layer, as many bits a weight, the same threads, one after the other.
+"""lsg beside its peers: the same layer, as many bits a weight and the same threads, in turns.
 
 The peers are the user's own: a checkout of llama.cpp and of ik_llama.cpp (their ggml directory is built here,
 outside both trees), and an unpacked wheel of kt-kernel. A peer that is not given is said, and so is a format
@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import machine  # noqa: E402
 
 from lsg.runtime.bench.shapes import SHAPES, expert_bytes, layer_spec  # noqa: E402
 
+# One for each batch: {"batch", "seconds", "low", "high", "bytes", …}.
+Cells = list[dict[str, Any]]
 LLAMA, IK, KT = "llama.cpp", "ik_llama.cpp", "kt-kernel"
 
 
@@ -75,6 +79,7 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--nodes", type=int, default=1, show_default=True, help="NUMA nodes, for kt-kernel.")
 @click.option("--working-set", default=2.0, show_default=True, help="GB of layers that take turns.")
 @click.option("--seconds", default=0.5, show_default=True, help="Length of a measurement.")
+@click.option("--repeat", default=1, show_default=True, help="Turns; a shared machine changes its speed.")
 @click.option("--load", type=click.Choice(["map", "huge"]), default="map", show_default=True)
 @click.option("--save", "saved", type=click.Path(path_type=Path), help="Instead of benchmarks/results.")
 def main(
@@ -89,6 +94,7 @@ def main(
     nodes: int,
     working_set: float,
     seconds: float,
+    repeat: int,
     load: str,
     saved: Path | None,
 ) -> None:
@@ -107,19 +113,31 @@ def main(
         spec = layer_spec(size, ours)
         layers = max(2, -(-int(working_set * 1e9) // spec.file_bytes))
         geometry = [size.hidden_size, size.intermediate_size, spec.num_experts, size.top_k, layers, threads]
-        cells = _lsg(shape, ours, batches, threads, working_set, seconds, load)
         bits = 8 * expert_bytes(spec) / (3 * size.hidden_size * size.intermediate_size)
-        runs.append({"engine": "lsg", "name": ours, "format": ours, "bits": bits, "cells": cells})
-        _say(runs[-1])
+        sides: list[tuple[dict[str, Any], Callable[[], Cells | None]]] = [
+            (
+                {"engine": "lsg", "name": ours, "format": ours, "bits": bits},
+                partial(_lsg, shape, ours, batches, threads, working_set, seconds, load),
+            )
+        ]
         for rival in RIVALS:
             program = programs[rival.engine]
-            if rival.ours != ours or program is None:
-                continue
-            name = rival.name + (", repacked" if rival.repack else "")
-            measured = _measure(rival, program, geometry, nodes, seconds, batches)
-            if measured is not None:
-                runs.append({"engine": rival.engine, "name": name, "format": ours, "cells": measured})
-                _say(runs[-1])
+            if rival.ours == ours and program is not None:
+                name = rival.name + (", repacked" if rival.repack else "")
+                measure = partial(_measure, rival, program, geometry, nodes, seconds, batches)
+                sides.append(({"engine": rival.engine, "name": name, "format": ours}, measure))
+        turns: list[list[Cells]] = [[] for _ in sides]
+        able = list(range(len(sides)))
+        for turn in range(repeat):
+            for i in list(able) if turn % 2 == 0 else list(reversed(able)):
+                measured = sides[i][1]()
+                if measured is None:
+                    able.remove(i)
+                else:
+                    turns[i].append(measured)
+        for i in able:
+            runs.append(sides[i][0] | {"cells": _merged(turns[i])})
+            _say(runs[-1])
     body = {"shape": shape, "model": size.model, "load": load, "runs": runs}
     facts = machine.describe(threads)
     if saved is None:
@@ -152,6 +170,16 @@ def _built(checkout: Path, build: Path, *, is_ik: bool) -> Path:
     return build / "moe_layers"
 
 
+def _merged(turns: list[Cells]) -> Cells:
+    """Every batch's median turn, with the lowest and highest of all."""
+    merged = []
+    for same in zip(*turns, strict=True):
+        ordered = sorted(same, key=lambda cell: cell["seconds"])
+        spread = {"low": min(cell["low"] for cell in same), "high": max(cell["high"] for cell in same)}
+        merged.append(ordered[(len(ordered) - 1) // 2] | spread)
+    return merged
+
+
 def _lsg(
     shape: str,
     ours: str,
@@ -160,7 +188,7 @@ def _lsg(
     working_set: float,
     seconds: float,
     load: str,
-) -> list[dict[str, Any]]:
+) -> Cells:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "lsg.cli", "bench", "engine", "--shape", shape, "--format", ours]
         command += ["--threads", str(threads), "--working-set", str(working_set), "--seconds", str(seconds)]
@@ -184,7 +212,7 @@ def _lsg(
 
 def _measure(
     rival: Rival, program: Path, geometry: list[int], nodes: int, seconds: float, batches: tuple[int, ...]
-) -> list[dict[str, Any]] | None:
+) -> Cells | None:
     """The peer's cells, or None, said, when it cannot do the format here."""
     if rival.engine == KT:
         command = [sys.executable, HERE / "kt.py", program, rival.name, *geometry, nodes, seconds, *batches]
