@@ -177,7 +177,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     ws.nodes[node].filled.assign(rows, 0);
   }
 
-  // A task's first unit of weights and its range of experts, or the first of them.
+  // A task's range of experts, of a whole unit the first; and where its weights begin.
   const auto range_of = [&](int node, int task) -> const ExpertRange& {
     return ws.expert_ranges[whole_units ? 0 : task / layer.UnitsOf(node).size()];
   };
