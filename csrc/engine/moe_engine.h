@@ -89,7 +89,7 @@ class MoeEngine {
 
   // one_pass.cpp
   void Fused(const MoeLayer& layer, int tokens);
-  const uint8_t* StartOf(const MoeLayer& layer, int unit, const ExpertRange& range) const;
+  const uint8_t* CodesOf(const MoeLayer& layer, int unit, int index) const;
   void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, const uint8_t* next,
                 float* sums, uint8_t* filled) const;
   void SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8_t* next, float* sums,

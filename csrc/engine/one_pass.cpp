@@ -81,9 +81,9 @@ void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedTo
   }
 }
 
-// The first codes that SumRange reads.
-const uint8_t* MoeEngine::StartOf(const MoeLayer& layer, int unit, const ExpertRange& range) const {
-  return layer.GateUpPanel(unit, workspace_->routing.experts[range.begin].expert).codes;
+// Where SumRange begins to read a unit of one of the routed experts.
+const uint8_t* MoeEngine::CodesOf(const MoeLayer& layer, int unit, int index) const {
+  return layer.GateUpPanel(unit, workspace_->routing.experts[index].expert).codes;
 }
 
 // The sums of one unit and range of experts, for the tokens that route there; of others nothing is
@@ -102,7 +102,7 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
     Panel gate_up = layer.GateUpPanel(unit, expert.expert);
     Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
     gate_up.next = down.codes;
-    down.next = e + 1 < range.end ? layer.GateUpPanel(unit, experts[e + 1].expert).codes : next;
+    down.next = e + 1 < range.end ? CodesOf(layer, unit, e + 1) : next;
     const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
     const auto routed = ws.routing.TokensOf(expert);
     for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
@@ -136,7 +136,7 @@ void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8
   const auto& ranges = workspace_->expert_ranges;
   for (size_t r = 0; r < ranges.size(); ++r) {
     const ExpertRange& range = ranges[r];
-    const uint8_t* then = r + 1 < ranges.size() ? StartOf(layer, unit, ranges[r + 1]) : next;
+    const uint8_t* then = r + 1 < ranges.size() ? CodesOf(layer, unit, ranges[r + 1].begin) : next;
     if (r == 0) {
       SumRange(layer, unit, range, then, sums, filled);
       continue;
@@ -183,7 +183,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   };
   const auto start_of = [&](int node, int task) {
     const UnitRange units = layer.UnitsOf(node);
-    return StartOf(layer, units.begin + task % units.size(), range_of(node, task));
+    return CodesOf(layer, units.begin + task % units.size(), range_of(node, task).begin);
   };
   // `next`: where the worker's next task starts, or null.
   const auto compute = [&](int node, int task, const uint8_t* next) {

@@ -88,14 +88,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some calls of a cell, and the limits that held meanwhile: memory and the cell's instruction.
-
-    steady: whether they did not change.
-    """
+    """Some calls of a cell, and the limits that held meanwhile: memory and the cell's instruction."""
 
     calls: list[Call]
     held: Limits
-    steady: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,17 +148,17 @@ def _measure(
     layers: Layers, batch: int, seconds: float, probe: limits.Probe, instruction: Instruction
 ) -> list[Slice]:
     """Calls for about `seconds`, in slices: those with steady limits, if there are any."""
-    slices: list[Slice] = []
+    slices: dict[bool, list[Slice]] = {True: [], False: []}
     spent = {True: 0.0, False: 0.0}
     before = probe.measure((instruction,), _BRIEF)
     while spent[True] < seconds and sum(spent.values()) < _PATIENCE * seconds:
         calls = layers.measure(batch, seconds / _SLICES)
         after = probe.measure((instruction,), _BRIEF)
         steady = limits.steady(before, after)
-        slices.append(Slice(calls, limits.mean(before, after), steady))
+        slices[steady].append(Slice(calls, limits.mean(before, after)))
         spent[steady] += sum(call.seconds for call in calls)
         before = after
-    return [one for one in slices if one.steady] or slices
+    return slices[True] or slices[False]
 
 
 def make_cell(
