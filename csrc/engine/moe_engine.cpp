@@ -71,15 +71,10 @@ void MoeEngine::Forward(int layer_index, const Batch& batch) {
     const int64_t entry = int64_t{first} * batch.top_k;
     workspace_->routing.Build(batch.topk_ids + entry, batch.topk_weights + entry, tokens,
                               batch.top_k, num_experts);
-    workspace_->out.Grow(int64_t{tokens} * layer.out_stride());
-    for (int node = 0; node < pool_->num_nodes(); ++node) {
-      NodeWorkspace& mine = workspace_->nodes[node];
-      mine.next_task = mine.next_block = 0;
-      const int pieces = layer.EndPiece(node) - layer.FirstPiece(node);
-      if (layer.pieces().size() > 1) mine.sums.Grow(int64_t{pieces} * tokens * layer.out_stride());
-    }
+    for (NodeWorkspace& node : workspace_->nodes) node.next_task = node.next_output = 0;
     if (InOnePass(layer_index, tokens, batch.top_k)) {
       LoadHidden(layer, batch, first, tokens);
+      workspace_->GrowSums(layer, tokens, 1);
       Fused(layer, tokens);
       StoreOut(layer, batch, first, tokens);
     } else {
@@ -172,26 +167,12 @@ void MoeEngine::StoreOut(const MoeLayer& layer, const Batch& batch, int first, i
 
 void MoeEngine::AddPieces(const MoeLayer& layer, int tokens, int worker) {
   Workspace& ws = *workspace_;
-  const std::vector<UnitRange>& pieces = layer.pieces();
-  if (pieces.size() == 1) return;
+  if (layer.pieces().size() == 1) return;
   pool_->Sync();
   const int64_t blocks = int64_t{tokens} * layer.out_stride() / kBlockN;
   const int64_t end = blocks * (worker + 1) / pool_->size();
   for (int64_t at = blocks * worker / pool_->size(); at < end; ++at) {
-    float* sum = ws.out.data() + at * kBlockN;
-    if (pieces.empty()) {
-      std::fill_n(sum, kBlockN, 0.0f);
-      continue;
-    }
-    // The tree is walked in order, and so are the pieces.
-    int node = 0, piece = 0;
-    SumUnits<kBlockN>(layer.unit_range(), sum, [&](UnitRange range, float* part) {
-      if (range != pieces[piece]) return false;
-      while (piece >= layer.EndPiece(node)) ++node;
-      std::copy_n(ws.PieceSum(layer, node, piece, tokens) + at * kBlockN, kBlockN, part);
-      ++piece;
-      return true;
-    });
+    ws.SumPieces(layer, tokens, at * kBlockN, ws.out.data() + at * kBlockN);
   }
 }
 

@@ -94,27 +94,33 @@ class MoeEngine {
                 float* sums, uint8_t* filled) const;
   void SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8_t* next, float* sums,
                uint8_t* filled) const;
-
-  // prefill.cpp
-  void Prefill(const MoeLayer& layer, const Batch& batch, int first, int tokens);
-  void PackHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens);
-  PackedRows HiddenRow(const MoeLayer& layer, int token) const;
-  // A node's activations of routed tokens [begin, begin + rows), one expert's.
-  PackedRows ActRows(const MoeLayer& layer, int node, int begin, int rows) const;
-  void CollectInputs(const MoeLayer& layer, const uint32_t* order, const RoutedToken* routed,
-                     const PackedRows& x) const;
-  void Activations(const MoeLayer& layer, int node, const ExpertTokens& expert, UnitRange units);
-  // Some blocks of 64 outputs of all tokens, summed over the units of `piece`; out [blocks of the
-  // layer][tokens, 64].
-  void Outputs(const MoeLayer& layer, int node, UnitRange piece, int tokens, BlockRange blocks,
-               float* out);
-
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
   void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
               float* const* act) const;
   // y[t] (+)= down · act[t] for one record.
   void Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
             bool accumulate, float* const* y) const;
+
+  // prefill.cpp: what every worker does before the passes and after them.
+  void Prefill(const MoeLayer& layer, const Batch& batch, int first, int tokens);
+  void PackHidden(const MoeLayer& layer, const Batch& batch, int first, int tokens, int worker);
+  void StoreBlocks(const MoeLayer& layer, const Batch& batch, int first, int tokens, int worker);
+  PackedRows HiddenRow(const MoeLayer& layer, int token) const;
+  // A node's activations of routed tokens [begin, begin + rows), one expert's.
+  PackedRows ActRows(const MoeLayer& layer, int node, int begin, int rows) const;
+
+  // first_pass.cpp
+  void FirstPass(const MoeLayer& layer, int node);
+  void CollectInputs(const MoeLayer& layer, const uint32_t* order, const RoutedToken* routed,
+                     const PackedRows& x) const;
+  void Activations(const MoeLayer& layer, int node, const ExpertTokens& expert, UnitRange units);
+
+  // second_pass.cpp. whole: a task has all ranges of its blocks, and adds up their sums.
+  void SecondPass(const MoeLayer& layer, int node, int tokens, bool whole);
+  // Some blocks of 64 outputs of all tokens, summed over the units of `piece` and a range of
+  // experts; out [number of blocks][tokens, 64].
+  void Outputs(const MoeLayer& layer, int node, UnitRange piece, const ExpertRange& range,
+               int tokens, BlockRange blocks, float* out);
 
   EngineOptions options_;
   const Kernels& kernels_;

@@ -165,7 +165,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   // Where whole units are enough tasks, fewer sums go from core to core.
   bool whole_units = true;
   for (int node = 0; node < pool_->num_nodes(); ++node) {
-    const int workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
+    const int workers = pool_->WorkersOn(node);
     const int units = layer.UnitsOf(node).size();
     whole_units &= units == 0 || units >= workers * kTasksPerWorker;
   }
@@ -224,7 +224,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     std::atomic<int>& next = ws.nodes[node].next_task;
     const int used = static_cast<int>(ws.expert_ranges.size());
     const int tasks = layer.UnitsOf(node).size() * (whole_units ? std::min(used, 1) : used);
-    const int workers = pool_->FirstWorker(node + 1) - pool_->FirstWorker(node);
+    const int workers = pool_->WorkersOn(node);
     for (int task = next++; task < tasks;) {
       // A worker that knows its next task fetches ahead into it. Of the last ones each goes to
       // whoever is free first.

@@ -190,7 +190,7 @@ void ThreadPool::Run(int workers, const std::function<void(int)>& job) {
   job_ = &job;
   ++job_number_;
   const auto wanted = [&](int node) {
-    return std::clamp(workers - first_worker_[node], 0, workers_on(node));
+    return std::clamp(workers - first_worker_[node], 0, WorkersOn(node));
   };
   // The caller is one of node 0's when it works.
   const auto threads = [&](int node) { return wanted(node) - (caller_works_ ? 1 : 0); };
@@ -239,7 +239,7 @@ void ThreadPool::Sync() {
   Node& mine = *nodes_[NodeOf(this_worker)];
   const uint32_t old = mine.released.number();
   ThrowIfFailed();
-  if (mine.arrived.fetch_add(1) + 1 == workers_on(NodeOf(this_worker))) {
+  if (mine.arrived.fetch_add(1) + 1 == WorkersOn(NodeOf(this_worker))) {
     mine.arrived.store(0, std::memory_order_relaxed);
     if (nodes_arrived_.fetch_add(1) + 1 == num_nodes()) {
       nodes_arrived_.store(0, std::memory_order_relaxed);
@@ -254,7 +254,7 @@ void ThreadPool::SyncNode() {
   Node& mine = *nodes_[NodeOf(this_worker)];
   const uint32_t old = mine.released_here.number();
   ThrowIfFailed();
-  if (mine.arrived_here.fetch_add(1) + 1 == workers_on(NodeOf(this_worker))) {
+  if (mine.arrived_here.fetch_add(1) + 1 == WorkersOn(NodeOf(this_worker))) {
     mine.arrived_here.store(0, std::memory_order_relaxed);
     mine.released_here.Set(old + 1);
     return;

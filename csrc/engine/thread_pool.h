@@ -76,6 +76,7 @@ class ThreadPool {
   // Workers [FirstWorker(node), FirstWorker(node + 1)) are on the node.
   int FirstWorker(int node) const { return first_worker_[node]; }
   int NodeOf(int worker) const { return node_of_[worker]; }
+  int WorkersOn(int node) const { return first_worker_[node + 1] - first_worker_[node]; }
 
   // Calls job(worker) once on each of the first `workers` workers (all by default) and returns when
   // they are done. Jobs take turns. When one throws, the others stop at their next barrier and the
@@ -105,7 +106,6 @@ class ThreadPool {
   // Thrown in workers whose job failed elsewhere.
   struct Abandoned {};
 
-  int workers_on(int node) const { return first_worker_[node + 1] - first_worker_[node]; }
   void Start();
   void Stop();
   void Work(int worker);

@@ -10,27 +10,10 @@
 #include "base/align.h"
 #include "engine/moe_engine.h"
 #include "engine/routing.h"
+#include "engine/scratch.h"
 #include "kernels/kernels.h"
 
 namespace lsg {
-
-// Memory that grows and is not touched before it is used, so that its pages come from the node of
-// the worker that writes them first.
-template <typename T>
-class Scratch {
- public:
-  void Grow(int64_t size) {
-    if (size <= size_) return;
-    data_.reset(new T[size]);
-    size_ = size;
-  }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-
- private:
-  std::unique_ptr<T[]> data_;
-  int64_t size_ = 0;
-};
 
 // Rows of int8 groups for some number of tokens.
 struct Int8Rows {
@@ -59,11 +42,11 @@ struct Int8Rows {
 // What the workers of one node write, and nobody else.
 struct MoeEngine::NodeWorkspace {
   alignas(64) std::atomic<int> next_task{0};
-  alignas(64) std::atomic<int> next_block{0};
+  alignas(64) std::atomic<int> next_output{0};
   Scratch<float> slots;         // [slot][token][out_stride]
   std::vector<uint8_t> filled;  // [slot][token]
   Scratch<uint8_t> packed_act;  // [routed token][the node's row of the down sweep]
-  Scratch<float> sums;          // [piece], each as `out`; unused where one piece is everything
+  Scratch<float> sums;          // [piece][range], as `out`; unused where one piece is everything
 };
 
 // Routed experts whose ids lie in one range: indices into Routing::experts.
@@ -78,9 +61,11 @@ struct MoeEngine::Workspace {
   Scratch<float> hidden;    // [tokens, in_stride]
   Scratch<float> gathered;  // [routed tokens, in_stride], where inputs have orders
   Int8Rows hidden_int8;     // rows of `gathered` if there are any, else of `hidden`
-  // [tokens, out_stride]; of a prompt [blocks][tokens, 64], so that a block's owner writes to its
-  // own memory, and not to a few sets of its cache.
+  // [tokens, out_stride]; of a prompt [range][blocks][tokens, 64], so that a block's owner writes
+  // to its own memory, and not to a few sets of its cache.
   Scratch<float> out;
+  // Ranges of experts whose sums lie there apart.
+  int sum_ranges = 1;
   std::vector<NodeWorkspace> nodes;
   Scratch<uint8_t> packed_hidden;          // [tokens][row of the gate_up sweep]
   std::vector<int32_t> by_size;            // indices of routing.experts, most tokens first
@@ -106,11 +91,43 @@ struct MoeEngine::Workspace {
     });
   }
 
-  // Where the sum of one of a node's pieces goes, laid out as `out`.
-  float* PieceSum(const MoeLayer& layer, int node, int piece, int tokens) {
-    if (layer.pieces().size() == 1) return out.data();
-    return nodes[node].sums.data() +
-           int64_t{piece - layer.FirstPiece(node)} * tokens * layer.out_stride();
+  // Memory for the sums of so many tokens.
+  void GrowSums(const MoeLayer& layer, int tokens, int ranges) {
+    sum_ranges = ranges;
+    const int64_t size = int64_t{tokens} * layer.out_stride();
+    const bool whole = layer.pieces().size() == 1;
+    out.Grow(size * (whole ? std::max(ranges, 1) : 1));
+    for (int node = 0; !whole && node < static_cast<int>(nodes.size()); ++node) {
+      nodes[node].sums.Grow((layer.EndPiece(node) - layer.FirstPiece(node)) * size * ranges);
+    }
+  }
+  // Where the sum over a range of experts of one of a node's pieces goes.
+  float* PieceSum(const MoeLayer& layer, int node, int piece, int tokens, int range = 0) {
+    const int64_t size = int64_t{tokens} * layer.out_stride();
+    if (layer.pieces().size() == 1) return out.data() + range * size;
+    const int64_t at = int64_t{piece - layer.FirstPiece(node)} * sum_ranges + range;
+    return nodes[node].sums.data() + at * size;
+  }
+  // The block of 64 outputs at `at` of the tokens' sums, over all nodes' pieces and all ranges.
+  void SumPieces(const MoeLayer& layer, int tokens, int64_t at, float* sum) {
+    const std::vector<UnitRange>& pieces = layer.pieces();
+    if (pieces.empty() || sum_ranges == 0) {
+      std::fill_n(sum, kBlockN, 0.0f);
+      return;
+    }
+    // The tree is walked in order, and so are the pieces.
+    int node = 0, piece = 0;
+    SumUnits<kBlockN>(layer.unit_range(), sum, [&](UnitRange units, float* part) {
+      if (units != pieces[piece]) return false;
+      while (piece >= layer.EndPiece(node)) ++node;
+      std::copy_n(PieceSum(layer, node, piece, tokens) + at, kBlockN, part);
+      for (int range = 1; range < sum_ranges; ++range) {
+        const float* more = PieceSum(layer, node, piece, tokens, range) + at;
+        for (int n = 0; n < kBlockN; ++n) part[n] += more[n];
+      }
+      ++piece;
+      return true;
+    });
   }
 };
 

@@ -155,6 +155,29 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "bf16"])
+def test_prompts_have_the_same_bits_whether_a_worker_has_all_ranges_of_experts(
+    tmp_path: Path, fmt: str, isa: str
+):
+    # Nine blocks of outputs: one worker takes whole blocks, three take a range of experts each time.
+    layer = random_layer(tmp_path / "w.lsgb", fmt=fmt, hidden=520, intermediate=70, experts=30)
+    rng = np.random.default_rng(2)
+    hidden = rng.normal(size=(150, 520)).astype(np.float32)
+    ids, weights = routing(rng, 150, 30, 4)
+    # Nobody asks for some of the ranges.
+    ids[(ids > 3) & (ids < 11)] = -1
+    engines = [_core.Engine(threads=threads, isa=isa) for threads in (1, 3)]
+    handles = [engine.add_layer(str(layer.path)) for engine in engines]
+    assert not engines[0].in_one_pass(handles[0], 150, 4)
+    whole, ranges = (
+        forward(engine, handle, hidden, ids, weights) for engine, handle in zip(engines, handles, strict=True)
+    )
+    assert whole.tobytes() == ranges.tobytes()
+    for engine, handle in zip(engines, handles, strict=True):
+        check(layer, engine, handle, 150, int8=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("fmt", ["int4-bf16-g32", "fp8-f32-32x128", "bf16-order"])
 def test_a_token_alone_and_in_a_batch_has_the_same_bits(tmp_path: Path, fmt: str, isa: str):
     layer = random_layer(tmp_path / "a.lsgb", fmt=fmt, hidden=200, intermediate=130, experts=40)
