@@ -101,12 +101,19 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
     const ExpertTokens& expert = experts[e];
     Panel gate_up = layer.GateUpPanel(unit, expert.expert);
     Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
+    const uint8_t* then = e + 1 < range.end ? CodesOf(layer, unit, e + 1) : next;
     gate_up.next = down.codes;
-    down.next = e + 1 < range.end ? CodesOf(layer, unit, e + 1) : next;
+    down.next = then;
     const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
     const auto routed = ws.routing.TokensOf(expert);
     for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
       const int count = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
+      if (at > 0 && then != nullptr) {
+        // This record is in the cache, so memory is free for the next.
+        gate_up.next = then;
+        down.next = then + (down.codes - gate_up.codes);
+        gate_up.cached = down.cached = true;
+      }
       GateUp(layer, gate_up, routed.data() + at, count, act_rows);
       float* y[kMaxTokens];
       bool any_filled = false;

@@ -32,7 +32,7 @@ class Ahead {
       : at_(panel.codes + kPrefetchBytes),
         next_(panel.next),
         steps_left_(int64_t{panel.blocks} * panel.k_tiles - kPrefetchBytes / step) {
-    if (steps_left_ <= 0) Switch();
+    if (steps_left_ <= 0 || panel.cached) Switch();
   }
   // Where to fetch; the next step's is `step` further.
   const uint8_t* Step(int64_t step) {
@@ -45,6 +45,7 @@ class Ahead {
  private:
   void Switch() {
     if (next_ != nullptr) at_ = next_;
+    next_ = nullptr;
   }
 
   const uint8_t* at_;

@@ -36,6 +36,7 @@ struct Panel {
   float global_scale[2];  // of a block's first and second 32 outputs
   bool whole;             // the record's next section lies behind the codes: worth prefetching
   const uint8_t* next;    // codes that are read after these, or null: prefetching goes on there
+  bool cached;            // from a pass before: prefetching is in `next` from the start
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].

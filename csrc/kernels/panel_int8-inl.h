@@ -108,7 +108,10 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   constexpr int kSums = kTileSums<Weight, kGroups>;
   constexpr int kGroupSums = kSums / kGroups;
   // Vectors of outputs that are summed side by side, and those that share a load of an input.
-  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 ? 2 : 1;
+  // Four pay where three or four tokens' loads bind and all sums fit 32 registers; weights of four
+  // bits need too many beside.
+  constexpr int kMostShared = kPerLine == 1 && kSums == 1 && Simd::kLanes == 16 && M > 2 ? 4 : 2;
+  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 ? kMostShared : 1;
   constexpr int kV = kShared > kParts ? kShared : kParts;
   // The offset of weights without zero points is an integer: sums of 32 bits begin with it.
   constexpr bool kInDot = Weight::kOffset && !kZeroPoints && Simd::kDotBits == 32;
