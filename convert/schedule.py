@@ -73,8 +73,8 @@ class Plan:
 
 
 def writing_threads(threads: int) -> int:
-    """How many threads write what `threads` convert: most disks need two to be busy."""
-    return max(2, threads // 2)
+    """How many threads write what `threads` convert: some disks need six to be busy, and waiting is cheap."""
+    return max(6, threads // 2)
 
 
 def _slab_bytes(layer: LayerPlan) -> int:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lsg._core import Dtype, LayerSpec, PanelFormat
 from lsg.convert.checkpoint import Tensor
-from lsg.convert.schedule import LayerPlan, Plan, plan_resident
+from lsg.convert.schedule import LayerPlan, Plan, plan_resident, writing_threads
 
 ITEM_BYTES = {"F32": 4, "BF16": 2, "U8": 1, "I64": 8}
 
@@ -61,8 +61,8 @@ def test_experts_on_their_way_leave_the_program_room_below_a_gibibyte(shape, thr
     expert = chosen.layers[0].source.expert_bytes
     slab = expert if stored else 4 * expert
     most = (3 << 28) + 2 * expert
-    assert 2 <= chosen.slabs_in_flight(threads) <= threads + max(2, threads // 2)
+    assert 2 <= chosen.slabs_in_flight(threads) <= threads + writing_threads(threads)
     assert chosen.peak_bytes(threads) == chosen.slabs_in_flight(threads) * slab
     assert chosen.peak_bytes(threads) <= max(most, 2 * slab)
-    if (threads + max(2, threads // 2)) * slab <= most:
-        assert chosen.slabs_in_flight(threads) == threads + max(2, threads // 2)
+    if (threads + writing_threads(threads)) * slab <= most:
+        assert chosen.slabs_in_flight(threads) == threads + writing_threads(threads)
