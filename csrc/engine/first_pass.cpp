@@ -2,7 +2,9 @@
 // its units.
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
+#include "base/align.h"
 #include "engine/float_rows.h"
 #include "engine/sweep_scratch.h"
 #include "engine/workspace.h"
@@ -44,11 +46,15 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
   const int k_tiles = layer.in_stride() / kTileK;
   const int64_t row_bytes = sweep.RowBytes(k_tiles);
   const int max_rows = SweepRows(row_bytes, expert.end - expert.begin);
-  const SweepScratch scratch(int64_t{std::min(sweep.max_tiles, k_tiles)} * sweep.weight_bytes,
-                             max_rows * row_bytes);
-  const int64_t tile_bytes = layer.GateUpTileBytes();
   const int block_rows = layer.gated() ? kBlockN / 2 : kBlockN;
-  const int first_unit = layer.UnitsOf(node).begin;
+  const int block_tiles = block_rows / kTileK;
+  // Activations wait until they are as many as are packed together.
+  const int act_tiles = std::max(down.group_tiles, block_tiles);
+  const int act_row = act_tiles * kTileK;
+  const SweepScratch scratch(int64_t{std::min(sweep.max_tiles, k_tiles)} * sweep.weight_bytes,
+                             max_rows * row_bytes, act_row);
+  const int64_t tile_bytes = layer.GateUpTileBytes();
+  const UnitRange all_units = layer.UnitsOf(node);
   for (int begin = expert.begin; begin < expert.end; begin += max_rows) {
     const RoutedToken* routed = ws.routing.tokens.data() + begin;
     const int rows = std::min(max_rows, expert.end - begin);
@@ -73,12 +79,18 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
           }
           sweep.sweep(&run, 1, x, k, scratch.weights, scratch.sums, kBlockN, later.All());
         }
-        const int tile = (unit - first_unit) * layer.unit_tiles() + block * block_rows / kTileK;
+        const int tile = (unit - all_units.begin) * layer.unit_tiles() + block * block_tiles;
+        const int at = tile % act_tiles;
         for (int r = 0; r < rows; ++r) {
-          alignas(64) float act[kBlockN];
           kernels_.activate(layer.activation(), layer.gated(), block_rows,
-                            scratch.sums + r * kBlockN, routed[r].weight, act);
-          down.pack(act, block_rows / kTileK, acts, tile, r);
+                            scratch.sums + r * kBlockN, routed[r].weight,
+                            scratch.acts + r * act_row + at * kTileK);
+        }
+        const bool last = unit + 1 == all_units.end && block + 1 == panel.blocks;
+        if (const int tiles = at + block_tiles; tiles == act_tiles || last) {
+          for (int r = 0; r < rows; ++r) {
+            down.pack(scratch.acts + r * act_row, tiles, acts, tile - at, r);
+          }
         }
       }
     }
@@ -91,12 +103,19 @@ void MoeEngine::FirstPass(const MoeLayer& layer, int node) {
   const int num_experts = static_cast<int>(ws.routing.experts.size());
   const int groups =
       std::clamp(CeilDiv(kTasks, std::max(num_experts, 1)), 1, std::max(units.size(), 1));
+  // Where groups of units end, so do groups of tiles that are packed together.
+  const int step =
+      layer.down_sweep().group_tiles / std::gcd(layer.down_sweep().group_tiles, layer.unit_tiles());
+  const auto boundary = [&](int group) {
+    const auto at = static_cast<int>(AlignUp(units.size() * group / groups, step));
+    return units.begin + std::min(at, units.size());
+  };
   std::atomic<int>& next = ws.nodes[node].next_task;
   for (int task = next++; task < num_experts * groups; task = next++) {
     const int group = task % groups;
-    Activations(layer, node, ws.routing.experts[ws.by_size[task / groups]],
-                {units.begin + units.size() * group / groups,
-                 units.begin + units.size() * (group + 1) / groups});
+    const UnitRange some{boundary(group), boundary(group + 1)};
+    if (some.size() == 0) continue;
+    Activations(layer, node, ws.routing.experts[ws.by_size[task / groups]], some);
   }
 }
 

@@ -38,7 +38,7 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, const 
   const int unit_tiles = layer.unit_tiles();
   const int first_unit = layer.UnitsOf(node).begin;
   const int units_at_once = std::clamp(sweep.max_tiles / unit_tiles, 1, kMaxRuns);
-  const SweepScratch scratch(int64_t{units_at_once} * unit_tiles * sweep.weight_bytes, 0);
+  const SweepScratch scratch(int64_t{units_at_once} * unit_tiles * sweep.weight_bytes, 0, 0);
   const int64_t in_row_bytes = layer.gate_up_sweep().RowBytes(layer.in_stride() / kTileK);
   const int64_t block_size = int64_t{tokens} * kBlockN;
   std::fill(out, out + (blocks.end - blocks.begin) * block_size, 0.0f);

@@ -28,15 +28,16 @@ struct SweepScratch {
   uint8_t* weights;
   uint8_t* rows;
   float* sums;  // [kMaxSweepRows][64]
+  float* acts;  // [kMaxSweepRows][act_row], until they are packed
 
-  SweepScratch(int64_t weight_bytes, int64_t row_bytes) {
+  SweepScratch(int64_t weight_bytes, int64_t row_bytes, int act_row) {
     constexpr int64_t kSumBytes = int64_t{kMaxSweepRows} * kBlockN * sizeof(float);
+    const int64_t act_bytes = int64_t{kMaxSweepRows} * act_row * sizeof(float);
     thread_local Scratch<uint8_t> memory;
-    memory.Grow(weight_bytes + row_bytes + kSumBytes + 64);
-    auto* start =
-        reinterpret_cast<uint8_t*>(AlignUp(reinterpret_cast<uintptr_t>(memory.data()), 64));
-    sums = reinterpret_cast<float*>(start);
-    weights = start + kSumBytes;
+    memory.Grow(weight_bytes + row_bytes + act_bytes + kSumBytes);
+    sums = reinterpret_cast<float*>(memory.data());
+    acts = reinterpret_cast<float*>(memory.data() + kSumBytes);
+    weights = memory.data() + kSumBytes + act_bytes;
     rows = weights + weight_bytes;
   }
 };

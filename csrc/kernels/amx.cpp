@@ -1,6 +1,7 @@
 #include "kernels/simd_avx512-inl.h"
 // The vocabulary comes first: the templates below are written in it.
 #include "kernels/sweep_amx_bf16-inl.h"
+#include "kernels/sweep_amx_int8-inl.h"
 #include "kernels/table-inl.h"
 
 namespace lsg::amx {
@@ -28,6 +29,12 @@ constexpr void UseForAll(PanelKernels& kernels) {
   UseForAll<&SweepBf16<Format, kGroups>, typename Format::Order>(kernels);
 }
 
+// Those of four bits stay int8, with scales of their own.
+template <auto sweep>
+constexpr void UseInt8(PanelKernels& kernels) {
+  kernels.int8_sweep = &kInt8GroupSweep<sweep>;
+}
+
 // Few tokens read weights faster than any unit multiplies them: only the sweeps differ from VNNI's.
 constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
@@ -39,6 +46,10 @@ constexpr Kernels WithMatrixUnit() {
   UseForFloats<Fp8Pairs<5>>(table.fp8_e5m2);
   UseForAll<NibblePairs<false, false>>(table.fp4_e2m1);
   UseForAll<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
+  UseInt8<&SweepInt4Groups<1>>(table.int4);
+  UseInt8<&SweepInt4Groups<2>>(table.int4_halves);
+  UseInt8<&SweepGroups<NibbleIntegers<false, false>, 1>>(table.fp4_e2m1);
+  UseInt8<&SweepGroups<NibbleIntegers<false, false>, 2>>(table.fp4_e2m1_halves);
   UseForFloats<Bf16Pairs>(table.bf16);
   UseForFloats<F16Pairs>(table.f16);
   return table;

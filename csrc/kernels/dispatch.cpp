@@ -9,8 +9,8 @@ namespace lsg {
 namespace {
 
 template <int kBytes>
-void CopyCodes(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_step, int tiles) {
-  for (int tile = 0; tile < tiles; ++tile, from += from_step, to += to_step) {
+void CopyCodes(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_step, int groups) {
+  for (int group = 0; group < groups; ++group, from += from_step, to += to_step) {
     std::memcpy(to, from, kBytes);
   }
 }
@@ -19,16 +19,17 @@ void CopyCodes(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_s
 
 void SweepKernels::CopyRow(const PackedRows& from, int from_row, const PackedRows& to, int to_row,
                            int k_tiles) const {
+  const int groups = Groups(k_tiles);
   // Copies of a known size are a few instructions, others a call.
   const auto copy = code_bytes == kTileK       ? &CopyCodes<kTileK>
                     : code_bytes == 2 * kTileK ? &CopyCodes<2 * kTileK>
                                                : &CopyCodes<4 * kTileK>;
   copy(from.codes + int64_t{from_row} * code_bytes, int64_t{from.rows} * code_bytes,
-       to.codes + int64_t{to_row} * code_bytes, int64_t{to.rows} * code_bytes, k_tiles);
+       to.codes + int64_t{to_row} * code_bytes, int64_t{to.rows} * code_bytes, groups);
   if (meta_bytes == 0) return;
-  for (int64_t tile = 0; tile < k_tiles; ++tile) {
-    std::memcpy(to.metas + (tile * to.rows + to_row) * meta_bytes,
-                from.metas + (tile * from.rows + from_row) * meta_bytes, meta_bytes);
+  for (int64_t group = 0; group < groups; ++group) {
+    std::memcpy(to.metas + (group * to.rows + to_row) * meta_bytes,
+                from.metas + (group * from.rows + from_row) * meta_bytes, meta_bytes);
   }
 }
 

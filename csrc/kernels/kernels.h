@@ -73,9 +73,9 @@ using ActivateFn = void (*)(const ActivationSpec&, bool gated, int unit_rows, co
 using QuantizeRowFn = void (*)(const float* x, int k_tiles, int8_t* codes, float* scales,
                                int16_t* half_sums);
 
-// Tokens' inputs as a sweep reads them: codes [k_tiles][rows][code_bytes], metas
-// [k_tiles][rows][meta_bytes]. Tile by tile, because whole rows lie a page apart: a tile of 16 rows
-// would then need 16 translations.
+// Tokens' inputs as a sweep reads them: codes [groups][rows][code_bytes], metas
+// [groups][rows][meta_bytes]. Group by group, because whole rows lie a page apart: a tile of 16
+// rows would then need 16 translations.
 struct PackedRows {
   uint8_t* codes;
   uint8_t* metas;
@@ -125,13 +125,14 @@ class Upcoming {
 // Many tokens through one panel: weights are unpacked once, into cache, and meet every token there.
 struct SweepKernels {
   bool int8_inputs;            // whether it quantises them; else they are float or bf16
-  int code_bytes, meta_bytes;  // of a token's 32 inputs
+  int group_tiles;             // of inputs that are packed together
+  int code_bytes, meta_bytes;  // of a token's group of them
   int max_tiles;               // of inputs in one call
   // Routed tokens an expert, on average, from which two passes that sweep are faster than one that
   // meets four tokens at a time.
   int worth_tokens;
   int weight_bytes;  // of scratch memory for each of them
-  // Packs x[tiles · 32] as tiles first_tile … of a row.
+  // Packs x[tiles · 32] as tiles first_tile … of a row: whole groups, but for the row's last.
   void (*pack)(const float* x, int tiles, const PackedRows& rows, int first_tile, int row);
   // y[t · y_stride + n] += sum over k of w[n, k] · x[t][k], n < 64, t < x.rows, where w are `count`
   // runs side by side; they meet tiles first_tile … of the rows. `scratch`, 64-byte aligned, holds
@@ -139,10 +140,13 @@ struct SweepKernels {
   void (*sweep)(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
                 uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next);
 
-  int64_t RowBytes(int k_tiles) const { return int64_t{k_tiles} * (code_bytes + meta_bytes); }
+  int Groups(int k_tiles) const { return (k_tiles + group_tiles - 1) / group_tiles; }
+  int64_t RowBytes(int k_tiles) const {
+    return int64_t{Groups(k_tiles)} * (code_bytes + meta_bytes);
+  }
   // Rows packed in `memory` of rows · RowBytes(k_tiles) bytes.
   PackedRows RowsAt(uint8_t* memory, int rows, int k_tiles) const {
-    return {memory, memory + int64_t{rows} * k_tiles * code_bytes, rows};
+    return {memory, memory + int64_t{rows} * Groups(k_tiles) * code_bytes, rows};
   }
   // Copies row `from_row` to row `to_row`.
   void CopyRow(const PackedRows& from, int from_row, const PackedRows& to, int to_row,

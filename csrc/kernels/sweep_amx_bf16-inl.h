@@ -3,7 +3,8 @@
 // levels' results differ by rounding.
 //
 // The int8 unit is twice as fast, but its sums would have to leave it to meet the scales of every
-// 32 inputs: 65 cycles for a product that takes 8. Scaled weights let a sum stay in its tile.
+// 32 inputs: 65 cycles for a product that takes 8. Scaled weights let a sum stay in its tile. (For
+// weights of four bits see sweep_amx_int8-inl.h.)
 #pragma once
 
 #include "kernels/amx_tiles.h"
@@ -21,7 +22,7 @@ constexpr int kBf16SweepTiles = 64;
 constexpr int kRingTiles = 4;
 
 // With 16 or 32 tokens two or four sums, so that every operand is used twice.
-inline void ConfigureBf16(int rows) {
+inline void ConfigureTiles(int rows) {
   const int upper = rows < kTileRows ? rows : kTileRows, lower = rows > upper ? rows - upper : 1;
   TileConfig config;
   for (int i = 0; i < kWeightTiles; ++i) {
@@ -97,7 +98,7 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
     };
     for (int m = 0; m < x.rows; m += kRows) {
       const int rows = x.rows - m < kRows ? x.rows - m : kRows;
-      if (rows != configured) ConfigureBf16(rows);
+      if (rows != configured) ConfigureTiles(rows);
       configured = rows;
       const uint8_t* inputs = codes + m * kRowBytes;
       float* sums = y + m * y_stride + t * kTileN;
@@ -134,6 +135,7 @@ constexpr int kBf16WorthTokens = 4;
 template <auto sweep, class Order>
 constexpr SweepKernels kBf16Sweep = {
     .int8_inputs = false,
+    .group_tiles = 1,
     .code_bytes = kTileK * 2,
     .meta_bytes = 0,
     .max_tiles = kBf16SweepTiles,

@@ -92,6 +92,7 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
 template <class Format>
 constexpr SweepKernels kBf16Sweep = {
     .int8_inputs = false,
+    .group_tiles = 1,
     .code_bytes = kTileK * 2,
     .meta_bytes = 0,
     .max_tiles = kSweepTiles,

@@ -141,6 +141,7 @@ void SweepFloat(const WeightRun* runs, int count, const PackedRows& x, int first
 template <class Weight, int kGroups>
 constexpr SweepKernels kFloatSweep = {
     .int8_inputs = false,
+    .group_tiles = 1,
     .code_bytes = kTileK * sizeof(float),
     .meta_bytes = 0,
     .max_tiles = kSweepTiles,

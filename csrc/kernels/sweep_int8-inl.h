@@ -198,6 +198,7 @@ void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_
 template <class Weight, int kGroups>
 constexpr SweepKernels kInt8Sweep = {
     .int8_inputs = true,
+    .group_tiles = 1,
     .code_bytes = kTileK,
     .meta_bytes = sizeof(Int8Meta<kGroups>),
     .max_tiles = kSweepTiles,

@@ -6,7 +6,9 @@ independent of each other (they depend on the last bits), have mean zero and
 
     variance  r · (u · y)² / 3              r roundings of y to a format with unit roundoff u (uniform in
     ±u·y) + K · (u_sum · rms(y))² / 3     a sum of K terms, each partial sum rounded with u_sum + step² / 12
-    int8 quantisation, step = the group's largest value / 127
+    int8 quantisation, step = the group's largest value / 127; where the engine's prompts round 4-bit
+    weights as well (AMX), a sum with them has sum_k (x_k · step_k)² / 12 more, with the steps of
+    csrc/kernels/sweep_amx_int8-inl.h
 
 so the sum is close to normal, and it exceeds SIGMAS standard deviations about once in two million. The
 factors J_i, which carry depth, gains and normalisations, are not bounded by hand: the standard deviation of
@@ -24,29 +26,39 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lsg import _core
+
 SIGMAS = 5.0
 DRAWS = 48
 BF16 = 2.0**-8
 F32 = 2.0**-24
 INT8_GROUP = 32
+# On the matrix unit inputs and weights are rounded in groups of this.
+COARSE_GROUP = 128
+# A 4-bit code reaches from -8 to 7: its scale's largest weight may be this much above the group's largest.
+REACH = 8 / 7
 
 
 @dataclass(frozen=True)
 class Noise:
     """What rounds: values between operations, sums inside them, and the experts' inputs to int8 or not.
 
-    amplification: by how much the injected d_i are larger than the real ones.
+    amplification: by how much the injected d_i are larger than the real ones. coarse: inputs and weights are
+    rounded in groups of 128.
     """
 
     rounding: float
     summation: float
     int8: bool
     amplification: float
+    coarse: bool = False
 
 
 SERVED_F32 = Noise(F32, F32, int8=False, amplification=2.0**8)
 SERVED_BF16 = Noise(BF16, F32, int8=False, amplification=2.0**-5)
-SERVED_INT8 = Noise(F32, F32, int8=True, amplification=2.0**-4)
+SERVED_INT8 = Noise(
+    F32, F32, int8=True, amplification=2.0**-4, coarse=_core.isa_levels()[-1] == _core.Isa.AMX
+)
 
 
 class NoisyModel:
@@ -114,9 +126,20 @@ class NoisyModel:
     def _int8(self, value: torch.Tensor) -> torch.Tensor:
         if not self._noise.int8:
             return value
-        groups = value.split(INT8_GROUP, -1)
+        groups = value.split(COARSE_GROUP if self._noise.coarse else INT8_GROUP, -1)
         steps = [group.abs().amax(-1, keepdim=True).expand_as(group) / 127 for group in groups]
         return self._add(value, torch.cat(steps, -1).square() / 12)
+
+    def _product(self, inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """A matrix [rows, K] for each token times its inputs [tokens, K]."""
+        exact = torch.einsum("tk,tnk->tn", inputs, weights)
+        if not self._noise.coarse:
+            return exact
+        groups = weights.split(COARSE_GROUP, -1)
+        steps = [group.abs().amax(-1, keepdim=True).expand_as(group) * REACH / 127 for group in groups]
+        return self._add(
+            exact, torch.einsum("tk,tnk->tn", inputs.square(), torch.cat(steps, -1).square()) / 12
+        )
 
     def _add(self, value: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         drawn = torch.randn(value.shape, generator=self._generator) * variance.sqrt()
@@ -138,10 +161,10 @@ class NoisyModel:
             served, out = self._int8(hidden), torch.zeros_like(hidden)
             # Every (token, choice) pair gets its own noise, so gather the pairs before adding it.
             for choice in range(ids.shape[1]):
-                gate_up = torch.einsum("th,tnh->tn", served, experts.gate_up_proj[ids[:, choice]])
+                gate_up = self._product(served, experts.gate_up_proj[ids[:, choice]])
                 gate, up = gate_up.chunk(2, -1)
                 inner = self._int8(nn.functional.silu(gate) * up)
-                down = torch.einsum("ti,thi->th", inner, experts.down_proj[ids[:, choice]])
+                down = self._product(inner, experts.down_proj[ids[:, choice]])
                 out = out + weights[:, choice, None] * down
             # Five values between operations when they are computed one by one: gate, up, silu, product,
             # output.

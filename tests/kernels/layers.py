@@ -76,12 +76,16 @@ def gamma(n: int) -> float:
 
 @dataclass
 class RandomMatrix:
-    """`value` has the columns as they are packed: column k multiplies input `order[k]`."""
+    """`value` has the columns as they are packed: column k multiplies input `order[k]`.
+
+    `reach`, of 4-bit codes: the largest magnitude that one could have with each weight's scale.
+    """
 
     packed: _core.Matrix
     value: F64
     bias: F64
     order: npt.NDArray[np.uint32] | None = None
+    reach: F64 | None = None
 
     def takes(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """The inputs in the columns' order."""
@@ -159,7 +163,7 @@ def random_matrix(
     order: npt.NDArray[np.uint32] | None = None,
 ) -> RandomMatrix:
     raw, value, typical = random_codes(rng, fmt, (rows, cols))
-    scales = zero_points = bias = global_scale = None
+    scales = zero_points = bias = global_scale = reach = None
     if fmt.scale_dtype != _core.ScaleDtype.NONE:
         scale_k = fmt.scale_k or cols
         shape = (-(-rows // fmt.scale_rows), -(-cols // scale_k))
@@ -174,13 +178,18 @@ def random_matrix(
             zero_points = rng.integers(0, 16 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
             value = value - spread(zero_points)
         value = value * spread(scale_value)
+        if fmt.dtype in (_core.Dtype.INT4, _core.Dtype.FP4_E2M1):
+            largest = 6 if fmt.dtype == _core.Dtype.FP4_E2M1 else 15 if fmt.zero_point else 8
+            reach = largest * np.abs(spread(scale_value))
     if fmt.global_scale:
         global_scale = float(np.float32(rng.uniform(0.02, 0.1)))
         value = value * global_scale
+        reach = None if reach is None else reach * global_scale
     if fmt.bias:
         bias = rng.normal(size=rows).astype(np.float32)
     packed = _core.Matrix(raw, scales, zero_points, bias, global_scale, order)
-    return RandomMatrix(packed, value, np.zeros(rows) if bias is None else bias.astype(np.float64), order)
+    offset = np.zeros(rows) if bias is None else bias.astype(np.float64)
+    return RandomMatrix(packed, value, offset, order, reach)
 
 
 @dataclass
@@ -259,11 +268,11 @@ def forward(
     return out
 
 
-def quantize_rows(x: npt.NDArray[np.float32]) -> tuple[F64, F64]:
-    """Int8 in groups of 32, in the float32 steps that kernels.h states: (dequantised, step) [..., K]."""
-    padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // 32) * 32), np.float32)
+def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64]:
+    """Int8 in groups, in the float32 steps that kernels.h states: (dequantised, step) [..., K]."""
+    padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // group) * group), np.float32)
     padded[..., : x.shape[-1]] = x
-    groups = padded.reshape(*padded.shape[:-1], -1, 32)
+    groups = padded.reshape(*padded.shape[:-1], -1, group)
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         to_code = np.where(largest > 0, np.float32(127) / largest, np.float32(0)).astype(np.float32)
@@ -271,6 +280,18 @@ def quantize_rows(x: npt.NDArray[np.float32]) -> tuple[F64, F64]:
     step = np.broadcast_to((largest / np.float32(127)).astype(np.float64), groups.shape)
     value = (codes.astype(np.float64) * step).reshape(padded.shape)[..., : x.shape[-1]]
     return value, step.reshape(padded.shape)[..., : x.shape[-1]]
+
+
+def coarse_error(matrix: RandomMatrix) -> F64:
+    """What rounding to steps of 128 columns, as sweep_amx_int8-inl.h states, can do to each weight."""
+    assert matrix.reach is not None
+    rows, cols = matrix.reach.shape
+    padded = np.zeros((rows, -(-cols // 128) * 128))
+    padded[:, :cols] = matrix.reach
+    largest = padded.reshape(rows, -1, 128).max(axis=-1, keepdims=True)
+    return np.broadcast_to(0.57 / 127 * largest, (rows, padded.shape[1] // 128, 128)).reshape(rows, -1)[
+        :, :cols
+    ]
 
 
 def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, limit: float) -> F64:
@@ -308,13 +329,15 @@ def oracle(
     *,
     int8: bool,
     bf16: bool = False,
+    coarse: bool = False,
     kind: _core.Activation = _core.Activation.SILU,
     alpha: float = 1.0,
     limit: float = 0.0,
 ) -> tuple[F64, F64]:
     """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it.
 
-    int8: inputs meet the weights as int8; bf16: as bf16, and weights that are not are rounded to it.
+    int8: inputs meet the weights as int8; bf16: as bf16, and weights that are not are rounded to it. coarse:
+    both are rounded to int8 in groups of 128.
     """
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
@@ -329,7 +352,10 @@ def oracle(
             gate, up, down = layer.experts[e]
             # In the expert's order first: an int8 group is 32 of its columns.
             x = up.takes(hidden[t])
-            x = quantize_rows(x)[0] if int8 else round_bf16(x) if bf16 else x.astype(np.float64)
+            if coarse:
+                x = quantize_rows(x, 128)[0]
+            else:
+                x = quantize_rows(x)[0] if int8 else round_bf16(x) if bf16 else x.astype(np.float64)
             # +8: dequantising a group, adding its sums, the bias. Integer sums are exact.
             g_up = gamma(spec.hidden_size + 8) + weight_error
             pre_up = up.value @ x + up.bias
@@ -338,6 +364,9 @@ def oracle(
             if gate is not None:
                 pre_gate = gate.value @ x + gate.bias
                 err_gate = g_up * (np.abs(gate.value) @ np.abs(x) + np.abs(gate.bias))
+            if coarse:
+                err_up += coarse_error(up) @ np.abs(x)
+                err_gate += 0 if gate is None else coarse_error(gate) @ np.abs(x)
             act = activation(kind, pre_gate, pre_up, alpha, limit) * w
             # How far the pre-activations' errors move it, by finite differences of the oracle itself
             # (doubled for curvature), and 32 units for Exp (about 2 ulp), the division and the products. situ
@@ -368,6 +397,10 @@ def oracle(
                 # The rounding of what the engine has, which is err_act off.
                 err_act += U_BF16 * (np.abs(act) + err_act)
             err_act += weight_error * (np.abs(act) + err_act)
+            if coarse:
+                # Half a step of the largest group; which values share one depends on where units are.
+                err_act += (np.abs(act).max() + err_act.max()) / 254
+                bound[t] += coarse_error(down) @ (np.abs(act) + err_act)
             out[t] += down.value @ act + w * down.bias
             bound[t] += np.abs(down.value) @ err_act
             magnitude += np.abs(down.value) @ np.abs(act) + np.abs(w * down.bias)

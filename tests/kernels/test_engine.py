@@ -20,6 +20,8 @@ from lsg import LsgError, _core
 ISAS = [isa.name.lower() for isa in _core.isa_levels() if _core.kernel_isa(isa.name.lower()) == isa]
 # Weights that meet int8 activations as integers.
 INT8_WEIGHTS = (_core.Dtype.INT4, _core.Dtype.INT8, _core.Dtype.FP4_E2M1)
+# … which the matrix unit takes in groups of 128.
+COARSE_WEIGHTS = (_core.Dtype.INT4, _core.Dtype.FP4_E2M1)
 # H and I: multiples of everything; tails on both sides of a tile, a group and a block; smaller than one tile.
 SHAPES = [(128, 96), (80, 48), (97, 33), (65, 31), (31, 129), (8, 5)]
 # Around the kernels' token block (4), the fused limit (128) and the workspace chunk (1024).
@@ -34,28 +36,37 @@ def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
 FUSED_TOKENS = 128
 
 
-def sweeps_as_bf16(isa: _core.Isa, dtype: _core.Dtype) -> bool:
-    """Whether a level's prompts round weights, scaled, and inputs to bf16."""
+def rounds_prompts(isa: _core.Isa, dtype: _core.Dtype) -> bool:
+    """Whether a level's prompts round weights, scaled, and inputs: to bf16, or COARSE_WEIGHTS to int8."""
     return isa == _core.Isa.AMX or (isa == _core.Isa.BF16 and dtype not in INT8_WEIGHTS)
 
 
-def multiplies_as_bf16(
-    layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, top_k: int
-) -> bool:
+def rounds(layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, top_k: int) -> bool:
     """Whether a batch does."""
-    dtype = layer.spec.gate_up.dtype
-    return sweeps_as_bf16(engine.isa, dtype) and not engine.in_one_pass(handle, tokens, top_k)
+    return rounds_prompts(engine.isa, layer.spec.gate_up.dtype) and not engine.in_one_pass(
+        handle, tokens, top_k
+    )
+
+
+def rounding(
+    layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, top_k: int, int8: bool = True
+) -> dict[str, bool]:
+    """What the oracle must know of a batch on an engine with int8 activations, or with float ones."""
+    if not rounds(layer, engine, handle, tokens, top_k):
+        return {"int8": int8}
+    coarse = int8 and layer.spec.gate_up.dtype in COARSE_WEIGHTS
+    return {"int8": False, "bf16": not coarse, "coarse": coarse}
 
 
 def check(
     layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation
 ) -> None:
     rng = np.random.default_rng(tokens)
-    bf16 = multiplies_as_bf16(layer, engine, handle, tokens, 3)
     hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
     got = forward(engine, handle, hidden, ids, weights)
-    want, bound = oracle(layer, hidden, ids, weights, int8=int8 and not bf16, bf16=bf16, **activation)
+    how = rounding(layer, engine, handle, tokens, 3, int8)
+    want, bound = oracle(layer, hidden, ids, weights, **how, **activation)
     excess = np.abs(got - want) / np.maximum(bound, 1e-30)
     assert np.isfinite(got).all()
     assert excess.max() <= 1, f"error {np.abs(got - want).max():.3g} is {excess.max():.3g} of the bound"
@@ -148,9 +159,9 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
             for threads in (1, 2, 5):
                 engine = _core.Engine(threads=threads, isa=isa, activations=activations)
                 handle = engine.add_layer(str(layer.path))
-                rounds = multiplies_as_bf16(layer, engine, handle, tokens, 4)
+                own = rounds(layer, engine, handle, tokens, 4)
                 got = forward(engine, handle, hidden, ids, weights).tobytes()
-                results.setdefault(isa if rounds else "", set()).add(got)
+                results.setdefault(isa if own else "", set()).add(got)
         assert all(len(same) == 1 for same in results.values())
 
 
@@ -186,7 +197,7 @@ def test_a_token_alone_and_in_a_batch_has_the_same_bits(tmp_path: Path, fmt: str
     rng = np.random.default_rng(3)
     most = max(tokens for tokens in range(FUSED_TOKENS + 1) if engine.in_one_pass(handle, tokens, 8))
     # Products of bf16 take over from four tokens an expert on.
-    assert most == (20 if sweeps_as_bf16(engine.isa, layer.spec.gate_up.dtype) else FUSED_TOKENS)
+    assert most == (20 if rounds_prompts(engine.isa, layer.spec.gate_up.dtype) else FUSED_TOKENS)
     hidden = rng.normal(size=(most, 200)).astype(np.float32)
     ids, weights = routing(rng, most, 40, 8)
     together = forward(engine, handle, hidden, ids, weights)
@@ -279,8 +290,8 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         ids, weights = routing(rng, tokens, 4, 2)
         got = forward(engine, handle, bits, ids, weights, dtype)
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
-        bf16 = multiplies_as_bf16(layer, engine, handle, tokens, ids.shape[1])
-        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, int8=not bf16, bf16=bf16)
+        how = rounding(layer, engine, handle, tokens, ids.shape[1])
+        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, **how)
         # Rounding to 8 (11) significant bits is off by at most 2⁻⁸ (2⁻¹¹) of the value, f16's subnormals by
         # 2⁻²⁵.
         assert (
@@ -299,8 +310,8 @@ def test_padding_routes_nowhere(tmp_path: Path):
     ids[7, 1] = -1
     for tokens in (8, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        bf16 = multiplies_as_bf16(layer, engine, handle, tokens, ids.shape[1])
-        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=not bf16, bf16=bf16)
+        how = rounding(layer, engine, handle, tokens, ids.shape[1])
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], **how)
         assert not got[5].any()
         assert (np.abs(got - want) <= bound).all()
     none = forward(engine, handle, hidden[:1], np.full((1, 3), -1, np.int32), weights[:1])
@@ -317,8 +328,8 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     ids[::2, 2] = ids[::2, 0]
     for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        rounds = multiplies_as_bf16(layer, engine, handle, tokens, 3)
-        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], int8=False, bf16=rounds)
+        how = rounding(layer, engine, handle, tokens, 3, int8=False)
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], **how)
         assert (np.abs(got - want) <= bound).all()
 
 
