@@ -2,11 +2,11 @@
 // operands half as long.
 //
 // A sum leaves its tile to meet its scales, which takes as long as four products of 64 inputs: so
-// 128 inputs share one. Weights whose scales stand for fewer are rounded to int8 in steps of
-// max |code · scale| / 127 of those 128, which adds at most 0.57 of a step (0.5, and what a 16-bit
-// factor for each scale is off); inputs are int8 in groups of 128 too. Beside the steps that four
-// bits leave, a fifteenth or more of such a maximum, that is little; other formats would lose more
-// and stay with bf16.
+// 128 inputs share one. Weights are rounded to int8 in steps of max |code · scale| / 120 of those
+// 128, which adds at most 0.57 of a step (0.5, and what a 16-bit factor for each scale is off), and
+// nothing where a scale is the largest, as all are in groups of 128. Inputs are int8 in groups of
+// 128 too. Beside the steps that four bits leave, a fifteenth or more of such a maximum, that is
+// little; other formats would lose more and stay with bf16.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +20,9 @@
 namespace lsg {
 namespace {
 
+// What the largest weight becomes: a multiple of every format's kReach, so that a code whose scale
+// is the largest becomes a multiple of itself.
+constexpr int kLargestWeight = 120;
 // Tiles of inputs that share scales.
 constexpr int kScaleTiles = 4;
 constexpr int kScaleInputs = kScaleTiles * kTileK;
@@ -60,6 +63,8 @@ struct NibbleIntegers {
 // rows that they meet; for two of the block's tiles of outputs, from `first` on.
 template <class Format, int kGroups>
 class GroupUnpacker {
+  static_assert(kLargestWeight % Format::kReach == 0);
+
  public:
   // The first of `k_tiles` tiles meets the rows' tile `k_begin`.
   GroupUnpacker(const WeightRun* runs, int first, int k_begin, int k_tiles)
@@ -94,7 +99,7 @@ class GroupUnpacker {
       // Below this the reciprocal would overflow, and weights are noise to any sum that they join.
       const __mmask16 some =
           _mm512_cmp_ps_mask(largest[t], _mm512_set1_ps(kSmallestGroup), _CMP_GE_OQ);
-      constexpr float kStep = Format::kReach / 127.0f;
+      constexpr float kStep = 1.0f * Format::kReach / kLargestWeight;
       to_factor[t] = _mm512_maskz_div_ps(some, _mm512_set1_ps(kFactorOne / kStep), largest[t]);
       _mm512_store_ps(out->scales[t], _mm512_mul_ps(_mm512_maskz_mov_ps(some, largest[t]),
                                                     _mm512_set1_ps(kStep * Format::kUnit)));

@@ -136,7 +136,7 @@ class NoisyModel:
         if not self._noise.coarse:
             return exact
         groups = weights.split(COARSE_GROUP, -1)
-        steps = [group.abs().amax(-1, keepdim=True).expand_as(group) * REACH / 127 for group in groups]
+        steps = [group.abs().amax(-1, keepdim=True).expand_as(group) * REACH / 120 for group in groups]
         return self._add(
             exact, torch.einsum("tk,tnk->tn", inputs.square(), torch.cat(steps, -1).square()) / 12
         )

@@ -282,16 +282,19 @@ def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64
     return value, step.reshape(padded.shape)[..., : x.shape[-1]]
 
 
-def coarse_error(matrix: RandomMatrix) -> F64:
-    """What rounding to steps of 128 columns, as sweep_amx_int8-inl.h states, can do to each weight."""
+def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
+    """What rounding to steps of 128 columns, as sweep_amx_int8-inl.h states, can do to each weight.
+
+    aligned: the groups are columns 0 … 127 and so on, so those with the largest scale are exact.
+    """
     assert matrix.reach is not None
     rows, cols = matrix.reach.shape
     padded = np.zeros((rows, -(-cols // 128) * 128))
     padded[:, :cols] = matrix.reach
-    largest = padded.reshape(rows, -1, 128).max(axis=-1, keepdims=True)
-    return np.broadcast_to(0.57 / 127 * largest, (rows, padded.shape[1] // 128, 128)).reshape(rows, -1)[
-        :, :cols
-    ]
+    groups = padded.reshape(rows, -1, 128)
+    largest = groups.max(axis=-1, keepdims=True)
+    error = np.where(aligned & (groups == largest), 0, 0.57 / 120 * largest)
+    return error.reshape(rows, -1)[:, :cols]
 
 
 def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, limit: float) -> F64:
@@ -365,8 +368,8 @@ def oracle(
                 pre_gate = gate.value @ x + gate.bias
                 err_gate = g_up * (np.abs(gate.value) @ np.abs(x) + np.abs(gate.bias))
             if coarse:
-                err_up += coarse_error(up) @ np.abs(x)
-                err_gate += 0 if gate is None else coarse_error(gate) @ np.abs(x)
+                err_up += coarse_error(up, aligned=True) @ np.abs(x)
+                err_gate += 0 if gate is None else coarse_error(gate, aligned=True) @ np.abs(x)
             act = activation(kind, pre_gate, pre_up, alpha, limit) * w
             # How far the pre-activations' errors move it, by finite differences of the oracle itself
             # (doubled for curvature), and 32 units for Exp (about 2 ulp), the division and the products. situ
@@ -400,7 +403,7 @@ def oracle(
             if coarse:
                 # Half a step of the largest group; which values share one depends on where units are.
                 err_act += (np.abs(act).max() + err_act.max()) / 254
-                bound[t] += coarse_error(down) @ (np.abs(act) + err_act)
+                bound[t] += coarse_error(down, aligned=False) @ (np.abs(act) + err_act)
             out[t] += down.value @ act + w * down.bias
             bound[t] += np.abs(down.value) @ err_act
             magnitude += np.abs(down.value) @ np.abs(act) + np.abs(w * down.bias)
