@@ -13,7 +13,7 @@
 namespace lsg {
 namespace {
 
-// Tokens computed at once: bounds the workspace (about 100 MB for H 2048, I 768, top 8). Each chunk
+// Tokens computed at once: bounds the workspace (about 200 MB for H 2048, I 768, top 8). Each chunk
 // reads and unpacks all weights again.
 constexpr int kChunkTokens = 4096;
 // Up to so many tokens it takes longer to wake a worker than to read or write them.
