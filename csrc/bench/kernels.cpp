@@ -86,7 +86,8 @@ struct Weights {
         .scale_rows = rows,
         .global_scale = {1.0f, 1.0f},
         .whole = true,
-        .next = nullptr};
+        .next = nullptr,
+        .cached = false};
   }
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;

@@ -68,6 +68,8 @@ bool ScalesFinite(const uint8_t* scales, ptrdiff_t count, ScaleDtype dtype) {
   return true;
 }
 
+constexpr int kLargestInt4ZeroPoint = 16;
+
 void Require(bool finite, const std::string& what) {
   if (!finite) {
     throw CheckpointError("NaN or infinity among its " + what +
@@ -88,6 +90,18 @@ void RequireFiniteRows(const MatrixView& matrix, const PanelFormat& format, int 
   Require(ScalesFinite(matrix.scales + begin * matrix.scale_cols * BytesOf(format.scale_dtype),
                        (end - begin) * matrix.scale_cols, format.scale_dtype),
           "scales");
+  if (matrix.zero_points == nullptr || format.dtype != Dtype::kInt4) return;
+  const uint8_t* zero_points = matrix.zero_points + begin * matrix.scale_cols;
+  const uint8_t* last = zero_points + (end - begin) * matrix.scale_cols;
+  if (zero_points == last) return;
+  // A stored 15 means 16 in GPTQ's first version.
+  if (const int largest = *std::max_element(zero_points, last); largest > kLargestInt4ZeroPoint) {
+    throw CheckpointError("a zero point of " + std::to_string(largest) +
+                          " among its 4-bit codes, "
+                          "where at most " +
+                          std::to_string(kLargestInt4ZeroPoint) +
+                          " is possible; the file is damaged, download it again");
+  }
 }
 
 void RequireFiniteWhole(const MatrixView& matrix, const PanelFormat& format) {

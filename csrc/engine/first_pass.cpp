@@ -5,14 +5,13 @@
 #include <numeric>
 
 #include "base/align.h"
-#include "engine/float_rows.h"
 #include "engine/sweep_scratch.h"
 #include "engine/workspace.h"
 
 namespace lsg {
 namespace {
 
-// First-pass tasks of a node, at least, so that threads end together.
+// First-pass tasks of a node, where it has as many units, so that threads end together.
 constexpr int kTasks = 256;
 
 }  // namespace

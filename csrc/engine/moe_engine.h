@@ -1,9 +1,9 @@
 // Computes routed experts from layer files.
 //
-// Invariant: for a fixed ISA level the result does not depend on the number of threads or nodes or
-// on scheduling: every partial sum belongs to a task that the shapes alone define, and partial sums
-// are added in an order that the shapes alone define. A unit's records are read by the workers of
-// the one node that has the unit.
+// Invariant: for a fixed ISA level the result does not depend on the number of threads or on
+// scheduling, and in one pass neither on the number of nodes: every partial sum belongs to a task
+// that the shapes alone define, and partial sums are added in an order that the shapes alone
+// define. A unit's records are read by the workers of the one node that has the unit.
 #pragma once
 
 #include <cstdint>

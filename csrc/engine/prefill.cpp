@@ -13,16 +13,17 @@
 namespace lsg {
 namespace {
 
-// Second-pass sums, at least: blocks of outputs of a range of experts each; from the shapes alone.
+// Second-pass sums of a node, at least: a piece, a range of experts and a block of outputs each;
+// from shapes and placement alone.
 constexpr int kOutputSums = 128;
 // Blocks of outputs a worker from which on it takes all ranges of one: their sums meet in its
 // cache.
 constexpr int kBlocksPerWorker = 8;
 
-// The ranges of expert ids whose outputs have sums of their own.
-int SumRanges(const MoeLayer& layer) {
-  const int blocks = layer.out_stride() / kBlockN;
-  return std::clamp(CeilDiv(kOutputSums, blocks), 1, layer.num_experts());
+// The ranges of expert ids whose outputs have sums of their own, for nodes of so many pieces.
+int SumRanges(const MoeLayer& layer, int pieces) {
+  const int sums = layer.out_stride() / kBlockN * std::max(pieces, 1);
+  return std::clamp(CeilDiv(kOutputSums, sums), 1, layer.num_experts());
 }
 
 }  // namespace
@@ -54,9 +55,13 @@ PackedRows MoeEngine::HiddenRow(const MoeLayer& layer, int token) const {
 
 PackedRows MoeEngine::ActRows(const MoeLayer& layer, int node, int begin, int rows) const {
   const SweepKernels& sweep = layer.down_sweep();
-  const int k_tiles = layer.UnitsOf(node).size() * layer.unit_tiles();
-  uint8_t* memory = workspace_->nodes[node].packed_act.data() + begin * sweep.RowBytes(k_tiles);
-  return sweep.RowsAt(memory, rows, k_tiles);
+  const int64_t groups = sweep.Groups(layer.UnitsOf(node).size() * layer.unit_tiles());
+  // All codes come first, so that they begin at cache lines.
+  uint8_t* codes = workspace_->nodes[node].packed_act.data();
+  uint8_t* metas =
+      codes + static_cast<int64_t>(workspace_->routing.tokens.size()) * groups * sweep.code_bytes;
+  return {codes + begin * groups * sweep.code_bytes, metas + begin * groups * sweep.meta_bytes,
+          rows};
 }
 
 void MoeEngine::StoreBlocks(const MoeLayer& layer, const Batch& batch, int first, int tokens,
@@ -82,13 +87,15 @@ void MoeEngine::Prefill(const MoeLayer& layer, const Batch& batch, int first, in
     ws.packed_hidden.Grow(tokens * layer.gate_up_sweep().RowBytes(layer.in_stride() / kTileK));
   }
   bool whole = true;
+  int pieces = 0;
   for (int node = 0; node < pool_->num_nodes(); ++node) {
     const int k_tiles = layer.UnitsOf(node).size() * layer.unit_tiles();
     ws.nodes[node].packed_act.Grow(static_cast<int64_t>(ws.routing.tokens.size()) *
                                    layer.down_sweep().RowBytes(k_tiles));
+    pieces = std::max(pieces, layer.EndPiece(node) - layer.FirstPiece(node));
     whole &= layer.out_stride() / kBlockN >= pool_->WorkersOn(node) * kBlocksPerWorker;
   }
-  ws.SplitExperts(SumRanges(layer), layer.num_experts(), false);
+  ws.SplitExperts(SumRanges(layer, pieces), layer.num_experts(), false);
   const int ranges = static_cast<int>(ws.expert_ranges.size());
   ws.GrowSums(layer, tokens, whole ? std::min(ranges, 1) : ranges);
   // The longest tasks first, so that threads end together.

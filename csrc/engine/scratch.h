@@ -24,7 +24,7 @@ class Scratch {
   void Grow(int64_t size) {
     if (size <= size_) return;
     // Sweeps go through more small pages than a TLB holds: 2 MiB pages took 8 % off 2048 tokens on
-    // 16 threads. Half of one may be wasted.
+    // 16 threads. Most of one may be wasted.
     uint64_t bytes = size * sizeof(T);
     const bool huge = bytes >= kHugePageBytes / 2;
     const uint64_t alignment = huge ? kHugePageBytes : 64;

@@ -97,23 +97,24 @@ void MoeEngine::SecondPass(const MoeLayer& layer, int node, int tokens, bool who
   const int at_once =
       whole ? OutputBlocks(blocks, tokens, act_row_bytes, pool_->WorkersOn(node)) : 1;
   const int groups = CeilDiv(blocks, at_once);
+  const int pieces = layer.EndPiece(node) - layer.FirstPiece(node);
   std::atomic<int>& next = ws.nodes[node].next_output;
   // Ranges one after the other, so that workers read the same activations at about the same time.
-  for (int task = next++; task < groups * ws.sum_ranges; task = next++) {
+  for (int task = next++; task < groups * ws.sum_ranges * pieces; task = next++) {
     const int begin = task % groups * at_once;
     const BlockRange block{begin, std::min(begin + at_once, blocks)};
+    const int range = task / groups % ws.sum_ranges;
+    const int piece = layer.FirstPiece(node) + task / groups / ws.sum_ranges;
+    const UnitRange units = layer.pieces()[piece];
     const int64_t size = int64_t{block.end - block.begin} * tokens * kBlockN;
-    for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
-      const UnitRange units = layer.pieces()[piece];
-      float* sums = ws.PieceSum(layer, node, piece, tokens, task / groups) +
-                    int64_t{begin} * tokens * kBlockN;
-      Outputs(layer, node, units, ranges[task / groups], tokens, block, sums);
-      for (size_t r = 1; whole && r < ranges.size(); ++r) {
-        thread_local Scratch<float> more;
-        more.Grow(size);
-        Outputs(layer, node, units, ranges[r], tokens, block, more.data());
-        for (int64_t i = 0; i < size; ++i) sums[i] += more.data()[i];
-      }
+    float* sums =
+        ws.PieceSum(layer, node, piece, tokens, range) + int64_t{begin} * tokens * kBlockN;
+    Outputs(layer, node, units, ranges[range], tokens, block, sums);
+    for (size_t r = 1; whole && r < ranges.size(); ++r) {
+      thread_local Scratch<float> more;
+      more.Grow(size);
+      Outputs(layer, node, units, ranges[r], tokens, block, more.data());
+      for (int64_t i = 0; i < size; ++i) sums[i] += more.data()[i];
     }
   }
 }

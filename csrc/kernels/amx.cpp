@@ -12,24 +12,19 @@ constexpr void UseForFloats(PanelKernels& kernels) {
   kernels.f32_sweep = &kBf16Sweep<sweep, Order>;
 }
 
-template <class Format>
+template <class Format, int kGroups = 1>
 constexpr void UseForFloats(PanelKernels& kernels) {
-  UseForFloats<&SweepBf16<Format, 1>, typename Format::Order>(kernels);
+  UseForFloats<&SweepBf16<Format, kGroups>, typename Format::Order>(kernels);
 }
 
-// What few tokens meet as int8, many meet as bf16: more exact, and faster here.
-template <auto sweep, class Order>
+// What few tokens meet as int8, many meet as bf16: more exact, and no slower.
+template <class Format>
 constexpr void UseForAll(PanelKernels& kernels) {
-  UseForFloats<sweep, Order>(kernels);
+  UseForFloats<Format>(kernels);
   kernels.int8_sweep = kernels.f32_sweep;
 }
 
-template <class Format, int kGroups = 1>
-constexpr void UseForAll(PanelKernels& kernels) {
-  UseForAll<&SweepBf16<Format, kGroups>, typename Format::Order>(kernels);
-}
-
-// Those of four bits stay int8, with scales of their own.
+// Weights of four bits stay int8, with scales of their own.
 template <auto sweep>
 constexpr void UseInt8(PanelKernels& kernels) {
   kernels.int8_sweep = &kInt8GroupSweep<sweep>;
@@ -38,14 +33,14 @@ constexpr void UseInt8(PanelKernels& kernels) {
 // Few tokens read weights faster than any unit multiplies them: only the sweeps differ from VNNI's.
 constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
-  UseForAll<&SweepInt4<1>, NibbleOrder>(table.int4);
-  UseForAll<&SweepInt4<2>, NibbleOrder>(table.int4_halves);
+  UseForFloats<&SweepInt4<1>, NibbleOrder>(table.int4);
+  UseForFloats<&SweepInt4<2>, NibbleOrder>(table.int4_halves);
   UseForAll<Int8Pairs<false>>(table.int8);
   UseForAll<Int8Pairs<true>>(table.uint8);
   UseForFloats<Fp8Pairs<4>>(table.fp8_e4m3);
   UseForFloats<Fp8Pairs<5>>(table.fp8_e5m2);
-  UseForAll<NibblePairs<false, false>>(table.fp4_e2m1);
-  UseForAll<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
+  UseForFloats<NibblePairs<false, false>>(table.fp4_e2m1);
+  UseForFloats<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
   UseInt8<&SweepInt4Groups<1>>(table.int4);
   UseInt8<&SweepInt4Groups<2>>(table.int4_halves);
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 1>>(table.fp4_e2m1);

@@ -2,27 +2,23 @@
 // operands half as long.
 //
 // A sum leaves its tile to meet its scales, which takes as long as four products of 64 inputs: so
-// 128 inputs share one. Weights are rounded to int8 in steps of max |code · scale| / 120 of those
-// 128, which adds at most 0.57 of a step (0.5, and what a 16-bit factor for each scale is off), and
-// nothing where a scale is the largest, as all are in groups of 128. Inputs are int8 in groups of
-// 128 too. Beside the steps that four bits leave, a fifteenth or more of such a maximum, that is
-// little; other formats would lose more and stay with bf16.
+// 128 inputs share one. Weights are rounded to int8 in steps of a 120th (with zero points a 112th)
+// of the largest |code · scale| that those 128 could have, which adds at most 0.57 of a step (0.5,
+// and what a 16-bit factor for each scale is off), and nothing where a scale is the largest of the
+// 128. Inputs are int8 in groups of 128 too. Beside the steps that four bits of such a scale leave,
+// 7 to 15 of these, that is little; other formats would lose more and stay with bf16.
 #pragma once
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
+#include <cstring>
 
-#include "kernels/amx_tiles.h"
-#include "kernels/panel_int8-inl.h"
 #include "kernels/quantize-inl.h"
+#include "kernels/sweep_amx_bf16-inl.h"
 
 namespace lsg {
 namespace {
 
-// What the largest weight becomes: a multiple of every format's kReach, so that a code whose scale
-// is the largest becomes a multiple of itself.
-constexpr int kLargestWeight = 120;
 // Tiles of inputs that share scales.
 constexpr int kScaleTiles = 4;
 constexpr int kScaleInputs = kScaleTiles * kTileK;
@@ -40,10 +36,15 @@ struct alignas(64) GroupWeights {
   float scales[kWeightTiles][kTileN];
 };
 
-// What a nibble means, as an integer times kUnit, at most kReach.
+// What a nibble means, as an integer times kUnit, at most kReach in magnitude: zero points are at
+// most 16 (FORMAT.md).
 template <bool kInteger, bool kHasZeroPoints>
 struct NibbleIntegers {
-  static constexpr int kReach = !kInteger ? 12 : kHasZeroPoints ? 15 : 8;
+  static constexpr int kReach = !kInteger ? 12 : kHasZeroPoints ? 16 : 8;
+  // What a code of kReach with the largest scale becomes: a multiple, so that all with that scale
+  // are exact.
+  static constexpr int kLargest = kHasZeroPoints ? 112 : 120;
+  static_assert(kLargest % kReach == 0);
   static constexpr float kUnit = kInteger ? 1.0f : 0.5f;
   static constexpr bool kZeroPoints = kHasZeroPoints;
   // zero_point: of a lane's output, in each of its bytes.
@@ -63,8 +64,6 @@ struct NibbleIntegers {
 // rows that they meet; for two of the block's tiles of outputs, from `first` on.
 template <class Format, int kGroups>
 class GroupUnpacker {
-  static_assert(kLargestWeight % Format::kReach == 0);
-
  public:
   // The first of `k_tiles` tiles meets the rows' tile `k_begin`.
   GroupUnpacker(const WeightRun* runs, int first, int k_begin, int k_tiles)
@@ -96,10 +95,10 @@ class GroupUnpacker {
     }
     __m512 to_factor[kWeightTiles];
     for (int t = 0; t < kWeightTiles; ++t) {
-      // Below this the reciprocal would overflow, and weights are noise to any sum that they join.
+      // Smaller weights are noise to any sum that they join, and the quotient could overflow.
       const __mmask16 some =
           _mm512_cmp_ps_mask(largest[t], _mm512_set1_ps(kSmallestGroup), _CMP_GE_OQ);
-      constexpr float kStep = 1.0f * Format::kReach / kLargestWeight;
+      constexpr float kStep = 1.0f * Format::kReach / Format::kLargest;
       to_factor[t] = _mm512_maskz_div_ps(some, _mm512_set1_ps(kFactorOne / kStep), largest[t]);
       _mm512_store_ps(out->scales[t], _mm512_mul_ps(_mm512_maskz_mov_ps(some, largest[t]),
                                                     _mm512_set1_ps(kStep * Format::kUnit)));
@@ -302,7 +301,7 @@ constexpr SweepKernels kInt8GroupSweep = {
     .code_bytes = kScaleInputs,
     .meta_bytes = sizeof(float),
     .max_tiles = kInt8SweepTiles,
-    .worth_tokens = kBf16WorthTokens,
+    .worth_tokens = kAmxWorthTokens,
     // A group may be there for a single tile.
     .weight_bytes = sizeof(GroupWeights),
     .pack = &PackInt8Groups,

@@ -37,6 +37,8 @@ INT8_GROUP = 32
 COARSE_GROUP = 128
 # A 4-bit code reaches from -8 to 7: its scale's largest weight may be this much above the group's largest.
 REACH = 8 / 7
+# Steps to that largest weight.
+STEPS = 120
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class NoisyModel:
         if not self._noise.coarse:
             return exact
         groups = weights.split(COARSE_GROUP, -1)
-        steps = [group.abs().amax(-1, keepdim=True).expand_as(group) * REACH / 120 for group in groups]
+        steps = [group.abs().amax(-1, keepdim=True).expand_as(group) * REACH / STEPS for group in groups]
         return self._add(
             exact, torch.einsum("tk,tnk->tn", inputs.square(), torch.cat(steps, -1).square()) / 12
         )

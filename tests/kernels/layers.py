@@ -175,11 +175,11 @@ def random_matrix(
             )
 
         if fmt.zero_point:
-            zero_points = rng.integers(0, 16 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
+            zero_points = rng.integers(0, 17 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
             value = value - spread(zero_points)
         value = value * spread(scale_value)
         if fmt.dtype in (_core.Dtype.INT4, _core.Dtype.FP4_E2M1):
-            largest = 6 if fmt.dtype == _core.Dtype.FP4_E2M1 else 15 if fmt.zero_point else 8
+            largest = 6 if fmt.dtype == _core.Dtype.FP4_E2M1 else 16 if fmt.zero_point else 8
             reach = largest * np.abs(spread(scale_value))
     if fmt.global_scale:
         global_scale = float(np.float32(rng.uniform(0.02, 0.1)))
@@ -285,15 +285,18 @@ def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64
 def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
     """What rounding to steps of 128 columns, as sweep_amx_int8-inl.h states, can do to each weight.
 
-    aligned: the groups are columns 0 … 127 and so on, so those with the largest scale are exact.
+    aligned: the groups are columns 0 … 127 and so on, so those with the largest scale are exact. Else they
+    may begin anywhere.
     """
     assert matrix.reach is not None
+    if not aligned:
+        return np.broadcast_to(0.57 / 112 * matrix.reach.max(axis=1, keepdims=True), matrix.reach.shape)
     rows, cols = matrix.reach.shape
     padded = np.zeros((rows, -(-cols // 128) * 128))
     padded[:, :cols] = matrix.reach
     groups = padded.reshape(rows, -1, 128)
     largest = groups.max(axis=-1, keepdims=True)
-    error = np.where(aligned & (groups == largest), 0, 0.57 / 120 * largest)
+    error = np.where(groups == largest, 0, 0.57 / 112 * largest)
     return error.reshape(rows, -1)[:, :cols]
 
 

@@ -24,7 +24,7 @@ INT8_WEIGHTS = (_core.Dtype.INT4, _core.Dtype.INT8, _core.Dtype.FP4_E2M1)
 COARSE_WEIGHTS = (_core.Dtype.INT4, _core.Dtype.FP4_E2M1)
 # H and I: multiples of everything; tails on both sides of a tile, a group and a block; smaller than one tile.
 SHAPES = [(128, 96), (80, 48), (97, 33), (65, 31), (31, 129), (8, 5)]
-# Around the kernels' token block (4), the fused limit (128) and the workspace chunk (1024).
+# Around the kernels' token block (4) and the fused limit (128).
 TOKENS = [1, 2, 3, 4, 5, 16, 33, 129]
 
 
@@ -196,7 +196,7 @@ def test_a_token_alone_and_in_a_batch_has_the_same_bits(tmp_path: Path, fmt: str
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(3)
     most = max(tokens for tokens in range(FUSED_TOKENS + 1) if engine.in_one_pass(handle, tokens, 8))
-    # Products of bf16 take over from four tokens an expert on.
+    # Products of the matrix unit, or of bf16, take over from four tokens an expert on.
     assert most == (20 if rounds_prompts(engine.isa, layer.spec.gate_up.dtype) else FUSED_TOKENS)
     hidden = rng.normal(size=(most, 200)).astype(np.float32)
     ids, weights = routing(rng, most, 40, 8)
@@ -362,7 +362,21 @@ def test_non_finite_inputs_stay_in_their_token(tmp_path: Path, bad: float, activ
 def test_many_tokens_pass_in_chunks(tmp_path: Path):
     layer = random_layer(tmp_path / "c.lsgb", fmt="int4-bf16-g32", hidden=32, intermediate=32)
     engine = _core.Engine(threads=2)
-    check(layer, engine, engine.add_layer(str(layer.path)), 1030, int8=True)
+    check(layer, engine, engine.add_layer(str(layer.path)), 4096 + 7, int8=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("fmt", "gated", "hidden"),
+    [("int4-bf16-g32", False, 130), ("nvfp4", False, 130), ("int4-bf16-g32", True, 2090)],
+)
+def test_prompts_of_ungated_and_of_wide_layers(tmp_path: Path, fmt: str, gated: bool, hidden: int, isa: str):
+    # Without gates 64 neurons come at a time; 2090 inputs are more than a sweep takes at once.
+    layer = random_layer(tmp_path / "p.lsgb", fmt=fmt, hidden=hidden, intermediate=150, gated=gated)
+    engine = _core.Engine(threads=2, isa=isa)
+    kind = {} if gated else {"kind": _core.Activation.RELU2}
+    handle = engine.add_layer(str(layer.path), **({} if gated else {"activation": _core.Activation.RELU2}))
+    check(layer, engine, handle, 140, int8=True, **kind)
 
 
 def test_bad_calls_are_refused(tmp_path: Path):

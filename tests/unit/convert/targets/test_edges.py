@@ -92,6 +92,17 @@ def test_scales_that_are_no_numbers_are_refused(dtype, bad, name):
         make_target(name, search=True).convert(matrix, panel)
 
 
+@pytest.mark.parametrize("name", ["keep", "bf16"])
+def test_a_zero_point_that_four_bits_cannot_have_is_refused(name):
+    panel = PanelFormat(Dtype.INT4, ScaleDtype.BF16, scale_k=32, zero_point=True)
+    matrix = random_matrix(np.random.default_rng(1), panel)
+    matrix.zero_points[300, 2] = 16  # a 15 in GPTQ's first version
+    make_target(name, search=True).convert(matrix, panel)
+    matrix.zero_points[300, 2] = 17
+    with pytest.raises(CheckpointError, match="a zero point of 17 among its 4-bit codes"):
+        make_target(name, search=True).convert(matrix, panel)
+
+
 @pytest.mark.parametrize(("what", "parts_"), [("bias", (np.inf, 1.0)), ("global scale", (1.0, np.nan))])
 def test_a_bias_or_global_scale_that_is_no_number_is_refused(what, parts_):
     panel = PanelFormat(Dtype.FP4_E2M1, ScaleDtype.FP8_E4M3, scale_k=16, bias=True, global_scale=True)
