@@ -33,16 +33,16 @@ constexpr void UseInt8(PanelKernels& kernels) {
 // Few tokens read weights faster than any unit multiplies them: only the sweeps differ from VNNI's.
 constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
-  UseForFloats<&SweepInt4<1>, NibbleOrder>(table.int4);
-  UseForFloats<&SweepInt4<2>, NibbleOrder>(table.int4_halves);
+  UseForFloats<kSweepInt4Bf16<1>, NibbleOrder>(table.int4);
+  UseForFloats<kSweepInt4Bf16<2>, NibbleOrder>(table.int4_halves);
   UseForAll<Int8Pairs<false>>(table.int8);
   UseForAll<Int8Pairs<true>>(table.uint8);
   UseForFloats<Fp8Pairs<4>>(table.fp8_e4m3);
   UseForFloats<Fp8Pairs<5>>(table.fp8_e5m2);
   UseForFloats<NibblePairs<false, false>>(table.fp4_e2m1);
   UseForFloats<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
-  UseInt8<&SweepInt4Groups<1>>(table.int4);
-  UseInt8<&SweepInt4Groups<2>>(table.int4_halves);
+  UseInt8<kSweepInt4Groups<1>>(table.int4);
+  UseInt8<kSweepInt4Groups<2>>(table.int4_halves);
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 1>>(table.fp4_e2m1);
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 2>>(table.fp4_e2m1_halves);
   UseForFloats<Bf16Pairs>(table.bf16);

@@ -16,8 +16,8 @@ namespace {
 // Tiles of outputs that meet the inputs together.
 constexpr int kWeightTiles = 2;
 using TileWeights = Bf16Weights<kWeightTiles>;
-// Inputs swept at once: their weights for 32 outputs take 128 KiB of L2.
-constexpr int kBf16SweepTiles = 64;
+// Tiles of inputs swept at once: as bf16 their weights for 32 outputs take 128 KiB of L2.
+constexpr int kAmxSweepTiles = 64;
 // Where only one turn needs the weights, they go round in this many places, and stay in L1.
 constexpr int kRingTiles = 4;
 
@@ -118,14 +118,16 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
 }
 
 // Only the panel knows whether its codes have zero points.
-template <int kGroups>
+template <auto with_zero_points, auto without>
 void SweepInt4(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  const auto sweep = runs->panel.zero_points != nullptr
-                         ? &SweepBf16<NibblePairs<true, true>, kGroups>
-                         : &SweepBf16<NibblePairs<true, false>, kGroups>;
+  const auto sweep = runs->panel.zero_points != nullptr ? with_zero_points : without;
   sweep(runs, count, x, first_tile, scratch, y, y_stride, next);
 }
+
+template <int kGroups>
+constexpr auto kSweepInt4Bf16 = &SweepInt4<&SweepBf16<NibblePairs<true, true>, kGroups>,
+                                           &SweepBf16<NibblePairs<true, false>, kGroups>>;
 
 // Measured with 128 experts, 8 a token, on 2 cores, ms for 32, 64 and 128 tokens: int4 25, 38 and
 // 67 in one pass, 34, 37 and 38 in two; fp8 46, 72, 126 and 43, 50, 51. A token's bits are to be
@@ -138,7 +140,7 @@ constexpr SweepKernels kBf16Sweep = {
     .group_tiles = 1,
     .code_bytes = kTileK * 2,
     .meta_bytes = 0,
-    .max_tiles = kBf16SweepTiles,
+    .max_tiles = kAmxSweepTiles,
     .worth_tokens = kAmxWorthTokens,
     .weight_bytes = sizeof(TileWeights),
     .pack = &PackBf16<Order>,

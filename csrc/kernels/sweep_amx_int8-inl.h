@@ -25,8 +25,6 @@ constexpr int kScaleInputs = kScaleTiles * kTileK;
 // Inputs of a product: two tiles'.
 constexpr int kProductBytes = 64;
 constexpr int kProducts = kScaleInputs / kProductBytes;
-// Inputs swept at once, as for bf16.
-constexpr int kInt8SweepTiles = 64;
 // Where only one turn needs the weights, they go round in this many places, and stay in L1.
 constexpr int kRingGroups = 2;
 
@@ -284,15 +282,9 @@ void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int firs
   LSG_TILE_RELEASE();
 }
 
-// Only the panel knows whether its codes have zero points.
 template <int kGroups>
-void SweepInt4Groups(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
-                     uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  const auto sweep = runs->panel.zero_points != nullptr
-                         ? &SweepGroups<NibbleIntegers<true, true>, kGroups>
-                         : &SweepGroups<NibbleIntegers<true, false>, kGroups>;
-  sweep(runs, count, x, first_tile, scratch, y, y_stride, next);
-}
+constexpr auto kSweepInt4Groups = &SweepInt4<&SweepGroups<NibbleIntegers<true, true>, kGroups>,
+                                             &SweepGroups<NibbleIntegers<true, false>, kGroups>>;
 
 template <auto sweep>
 constexpr SweepKernels kInt8GroupSweep = {
@@ -300,7 +292,7 @@ constexpr SweepKernels kInt8GroupSweep = {
     .group_tiles = kScaleTiles,
     .code_bytes = kScaleInputs,
     .meta_bytes = sizeof(float),
-    .max_tiles = kInt8SweepTiles,
+    .max_tiles = kAmxSweepTiles,
     .worth_tokens = kAmxWorthTokens,
     // A group may be there for a single tile.
     .weight_bytes = sizeof(GroupWeights),
