@@ -86,45 +86,47 @@ struct GroupScales {
   alignas(64) float zero_point[kRun][kBlockN];
 
   // Of groups `first` … `first + count - 1`, counted through all blocks. `factor`, a power of two,
-  // is what the codes are off by. Only outputs begin … end - 1 are needed, multiples of 32.
+  // is what the codes are off by. Only outputs begin … end - 1 are needed, multiples of 32. They
+  // become groups `to` … here.
   void Load(const Panel& panel, int64_t first, int count, float factor = 1.0f, int begin = 0,
-            int end = kBlockN) {
+            int end = kBlockN, int to = 0) {
     switch (panel.scale_dtype) {
       case ScaleDtype::kF32:
-        return Read<4>(panel, first, count, factor, begin, end,
+        return Read<4>(panel, first, count, factor, begin, end, to,
                        [](const uint8_t* p) { return Simd::FromBits(Simd::LoadBits(p)); });
       case ScaleDtype::kF16:
-        return Read<2>(panel, first, count, factor, begin, end,
+        return Read<2>(panel, first, count, factor, begin, end, to,
                        [](const uint8_t* p) { return Simd::LoadF16(p); });
       case ScaleDtype::kBf16:
-        return Read<2>(panel, first, count, factor, begin, end, [](const uint8_t* p) {
+        return Read<2>(panel, first, count, factor, begin, end, to, [](const uint8_t* p) {
           return Simd::FromBits(Simd::ShiftLeft<16>(Simd::LoadU16(p)));
         });
       case ScaleDtype::kFp8E4m3:
-        return Read<1>(panel, first, count, factor, begin, end,
+        return Read<1>(panel, first, count, factor, begin, end, to,
                        [](const uint8_t* p) { return E4m3::Decode(Simd::LoadU8(p)); });
       case ScaleDtype::kE8m0:
         // 2^(code - 127); 2^-127 (code 0) reads as 0.
-        return Read<1>(panel, first, count, factor, begin, end, [](const uint8_t* p) {
+        return Read<1>(panel, first, count, factor, begin, end, to, [](const uint8_t* p) {
           return Simd::FromBits(Simd::ShiftLeft<23>(Simd::LoadU8(p)));
         });
       case ScaleDtype::kNone:
-        return Read<0>(panel, first, count, factor, begin, end,
+        return Read<0>(panel, first, count, factor, begin, end, to,
                        [](const uint8_t*) { return Simd::Set1(1.0f); });
     }
   }
 
   // Codes are stored with an offset: their zero point plus `shift`, or `otherwise` in panels
   // without.
-  void LoadZeroPoints(const Panel& panel, int64_t first, int count, float shift, float otherwise) {
+  void LoadZeroPoints(const Panel& panel, int64_t first, int count, float shift, float otherwise,
+                      int to = 0) {
     if (panel.zero_points == nullptr) {
-      for (int g = 0; g < count; ++g) {
+      for (int g = to; g < to + count; ++g) {
         for (float& offset : zero_point[g]) offset = otherwise;
       }
       return;
     }
     const uint8_t* from = panel.zero_points + first * (kBlockN / panel.scale_rows);
-    for (int g = 0; g < count; ++g) {
+    for (int g = to; g < to + count; ++g) {
       for (int n = 0; n < kBlockN; n += Simd::kLanes) {
         const Simd::F value = panel.scale_rows == 1
                                   ? Simd::FromInt(Simd::LoadU8(from + n))
@@ -137,12 +139,12 @@ struct GroupScales {
 
  private:
   template <int kBytes, typename FromCodes>
-  void Read(const Panel& panel, int64_t first, int count, float factor, int begin, int end,
+  void Read(const Panel& panel, int64_t first, int count, float factor, int begin, int end, int to,
             FromCodes&& from_codes) {
     const uint8_t* from = panel.scales + first * (kBlockN / panel.scale_rows * kBytes);
     const Simd::F global[2] = {Simd::Set1(panel.global_scale[0] * factor),
                                Simd::Set1(panel.global_scale[1] * factor)};
-    for (int g = 0; g < count; ++g, from += kBlockN / panel.scale_rows * kBytes) {
+    for (int g = to; g < to + count; ++g, from += kBlockN / panel.scale_rows * kBytes) {
       if (panel.scale_rows == 1) {
         for (int n = begin; n < end; n += Simd::kLanes) {
           Simd::Store(scale[g] + n, Simd::Mul(from_codes(from + n * kBytes), global[n / 32]));

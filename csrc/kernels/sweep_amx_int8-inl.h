@@ -5,8 +5,9 @@
 // 128 inputs share one. Weights are rounded to int8 in steps of a 120th (with zero points a 112th)
 // of the largest |code · scale| that those 128 could have, which adds at most 0.57 of a step (0.5,
 // and what a 16-bit factor for each scale is off), and nothing where a scale is the largest of the
-// 128. Inputs are int8 in groups of 128 too. Beside the steps that four bits of such a scale leave,
-// 7 to 15 of these, that is little; other formats would lose more and stay with bf16.
+// 128. Where they have one scale, codes are weights already. Inputs are int8 in groups of 128 too.
+// Beside the steps that four bits of such a scale leave, 7 to 15 of these, that is little; other
+// formats would lose more and stay with bf16.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +26,6 @@ constexpr int kScaleInputs = kScaleTiles * kTileK;
 // Inputs of a product: two tiles'.
 constexpr int kProductBytes = 64;
 constexpr int kProducts = kScaleInputs / kProductBytes;
-// Where only one turn needs the weights, they go round in this many places, and stay in L1.
-constexpr int kRingGroups = 2;
 
 // 128 inputs' weights of 32 outputs as the unit takes them: rows of four inputs by 16 outputs.
 struct alignas(64) GroupWeights {
@@ -65,99 +64,117 @@ class GroupUnpacker {
  public:
   // The first of `k_tiles` tiles meets the rows' tile `k_begin`.
   GroupUnpacker(const WeightRun* runs, int first, int k_begin, int k_tiles)
-      : run_(runs), first_(first), at_(k_begin % kScaleTiles), left_(k_tiles) {}
+      : run_(runs), first_(first), begin_(k_begin % kScaleTiles), left_(k_tiles) {}
 
-  const GroupWeights* Next(GroupWeights* out) {
-    const int end = std::min(kScaleTiles, at_ + left_);
-    left_ -= end - at_;
-    const uint8_t* codes[kScaleTiles] = {};
-    alignas(64) float scales[kScaleTiles][kGroups][kWeightTiles][kTileN];
-    alignas(64) float zero_points[kScaleTiles][kGroups][kWeightTiles][kTileN];
-    __m512 largest[kWeightTiles] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (int tile = at_; tile < end; ++tile, ++k_) {
-      if (k_ == run_->k_tiles) ++run_, k_ = 0, group_ = -1;
-      const int k_tile = run_->k_tile + k_;
-      codes[tile] = CodesAt(run_->panel, 4, run_->block, k_tile) + first_ * TileBytes(4);
-      LoadScales(GroupOf<kGroups>(run_->panel, run_->block, k_tile));
-      for (int g = 0; g < kGroups; ++g) {
-        for (int t = 0; t < kWeightTiles; ++t) {
-          const int n = (first_ + t) * kTileN;
-          const __m512 scale = _mm512_load_ps(scales_.scale[g] + n);
-          _mm512_store_ps(scales[tile][g][t], scale);
-          if constexpr (Format::kZeroPoints) {
-            _mm512_store_ps(zero_points[tile][g][t], _mm512_load_ps(scales_.zero_point[g] + n));
-          }
-          largest[t] = _mm512_max_ps(largest[t], _mm512_abs_ps(scale));
-        }
-      }
-    }
-    __m512 to_factor[kWeightTiles];
-    for (int t = 0; t < kWeightTiles; ++t) {
-      // Smaller weights are noise to any sum that they join, and the quotient could overflow.
-      const __mmask16 some =
-          _mm512_cmp_ps_mask(largest[t], _mm512_set1_ps(kSmallestGroup), _CMP_GE_OQ);
-      constexpr float kStep = 1.0f * Format::kReach / Format::kLargest;
-      to_factor[t] = _mm512_maskz_div_ps(some, _mm512_set1_ps(kFactorOne / kStep), largest[t]);
-      _mm512_store_ps(out->scales[t], _mm512_mul_ps(_mm512_maskz_mov_ps(some, largest[t]),
-                                                    _mm512_set1_ps(kStep * Format::kUnit)));
-    }
-    for (int tile = 0; tile < kScaleTiles; ++tile) {
-      for (int t = 0; t < kWeightTiles; ++t) {
-        int8_t* rows = out->rows[tile / 2][t][tile % 2 * kTileRows / 2];
-        if (tile < at_ || tile >= end) {
-          for (int i = 0; i < kTileRows / 2; ++i) {
-            _mm512_store_si512(rows + i * kLineBytes, _mm512_setzero_si512());
-          }
-          continue;
-        }
-        UnpackTile(codes[tile] + t * TileBytes(4), scales[tile], zero_points[tile], t, to_factor[t],
-                   rows);
-      }
-    }
-    at_ = 0;
-    return out;
+  void Next(GroupWeights* out) {
+    end_ = std::min(kScaleTiles, begin_ + left_);
+    left_ -= end_ - begin_;
+    LoadScales();
+    for (int t = 0; t < kWeightTiles; ++t) UnpackOutputs(t, out);
+    begin_ = 0;
   }
 
  private:
   // What a factor of one is: products of code · 2^8 and a factor are rounded at bit 15.
   static constexpr float kFactorOne = 128.0f;
-  using TileScales = float[kGroups][kWeightTiles][kTileN];
 
-  void LoadScales(int64_t group) {
-    if (group == group_) return;
-    group_ = group;
+  // Of the group's tiles, and where their codes are.
+  void LoadScales() {
     const int begin = first_ * kTileN, end = begin + kWeightTiles * kTileN;
-    scales_.Load(run_->panel, group, kGroups, 1.0f, begin, end);
-    if (Format::kZeroPoints) scales_.LoadZeroPoints(run_->panel, group, kGroups, 0.0f, 0.0f);
+    const auto load = [&](int64_t group, int count, int slot) {
+      scales_.Load(run_->panel, group, count, 1.0f, begin, end, slot);
+      if (!Format::kZeroPoints) return;
+      scales_.LoadZeroPoints(run_->panel, group, count, 0.0f, 0.0f, slot);
+    };
+    slots_ = 0;
+    int64_t last = -1;
+    for (int tile = begin_; tile < end_;) {
+      if (k_ == run_->k_tiles) ++run_, k_ = 0, last = -1;
+      const int k_tile = run_->k_tile + k_;
+      const int64_t group = GroupOf<kGroups>(run_->panel, run_->block, k_tile);
+      // Those of tiles that have their own lie side by side.
+      const bool own = kGroups > 1 || run_->panel.tiles_per_scale == 1;
+      const int tiles = own ? std::min(end_ - tile, run_->k_tiles - k_) : 1;
+      if (group != last) {
+        load(group, tiles * kGroups, slots_);
+        slots_ += tiles * kGroups;
+        last = group;
+      }
+      for (int i = 0; i < tiles; ++i) {
+        codes_[tile + i] = CodesAt(run_->panel, 4, run_->block, k_tile + i) + first_ * TileBytes(4);
+        slot_[tile + i] = slots_ - (tiles - i) * kGroups;
+      }
+      tile += tiles, k_ += tiles;
+    }
   }
 
-  static void UnpackTile(const uint8_t* codes, const TileScales& scales,
-                         const TileScales& zero_points, int t, __m512 to_factor, int8_t* rows) {
+  void UnpackOutputs(int t, GroupWeights* out) const {
+    const int n = (first_ + t) * kTileN;
+    const __m512 scale = _mm512_load_ps(scales_.scale[0] + n);
+    __m512 largest = _mm512_setzero_ps();
+    __mmask16 differ = 0;
+    for (int slot = 0; slot < slots_; ++slot) {
+      const __m512 other = _mm512_load_ps(scales_.scale[slot] + n);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(other));
+      differ |= _mm512_cmp_ps_mask(other, scale, _CMP_NEQ_UQ);
+    }
+    if (differ == 0) {
+      _mm512_store_ps(out->scales[t], _mm512_mul_ps(scale, _mm512_set1_ps(Format::kUnit)));
+      UnpackTiles<true>(t, _mm512_setzero_ps(), out);
+      return;
+    }
+    // Smaller weights are noise to any sum that they join, and the quotient could overflow.
+    const __mmask16 some = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmallestGroup), _CMP_GE_OQ);
+    constexpr float kStep = 1.0f * Format::kReach / Format::kLargest;
+    _mm512_store_ps(out->scales[t], _mm512_mul_ps(_mm512_maskz_mov_ps(some, largest),
+                                                  _mm512_set1_ps(kStep * Format::kUnit)));
+    UnpackTiles<false>(t, _mm512_maskz_div_ps(some, _mm512_set1_ps(kFactorOne / kStep), largest),
+                       out);
+  }
+
+  template <bool kOneScale>
+  void UnpackTiles(int t, __m512 to_factor, GroupWeights* out) const {
+    for (int tile = 0; tile < kScaleTiles; ++tile) {
+      int8_t* rows = out->rows[tile / 2][t][tile % 2 * kTileRows / 2];
+      if (tile >= begin_ && tile < end_) {
+        UnpackTile<kOneScale>(codes_[tile] + t * TileBytes(4), slot_[tile], t, to_factor, rows);
+        continue;
+      }
+      for (int i = 0; i < kTileRows / 2; ++i) {
+        _mm512_store_si512(rows + i * kLineBytes, _mm512_setzero_si512());
+      }
+    }
+  }
+
+  template <bool kOneScale>
+  void UnpackTile(const uint8_t* codes, int slot, int t, __m512 to_factor, int8_t* rows) const {
     constexpr int kLines = static_cast<int>(TileBytes(4)) / kLineBytes;
     const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
     const __m512i high_bytes = _mm512_set1_epi16(static_cast<int16_t>(0xff00));
     for (int g = 0; g < kGroups; ++g) {
+      const int n = (first_ + t) * kTileN;
       // A lane's factor in both its halves.
       const __m512i factor32 =
-          _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(scales[g][t]), to_factor));
+          _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(scales_.scale[slot + g] + n), to_factor));
       const __m512i factor =
           _mm512_mask_blend_epi16(0xaaaaaaaa, factor32, _mm512_slli_epi32(factor32, 16));
       __m512i zero_point = _mm512_setzero_si512();
       if constexpr (Format::kZeroPoints) {
-        zero_point = _mm512_mullo_epi32(_mm512_cvtps_epi32(_mm512_load_ps(zero_points[g][t])),
-                                        _mm512_set1_epi32(0x01010101));
+        const __m512 value = _mm512_load_ps(scales_.zero_point[slot + g] + n);
+        zero_point = _mm512_mullo_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(0x01010101));
       }
       for (int line = g * kLines / kGroups; line < (g + 1) * kLines / kGroups; ++line) {
         const __m512i code = _mm512_loadu_si512(codes + line * kLineBytes);
         for (int i = 0; i < 2; ++i) {
           const __m512i nibbles =
               _mm512_and_si512(i == 0 ? code : _mm512_srli_epi16(code, 4), low_nibbles);
-          const __m512i integer = Format::Decode(nibbles, zero_point);
-          const __m512i even = _mm512_mulhrs_epi16(_mm512_slli_epi16(integer, 8), factor);
-          const __m512i odd = _mm512_mulhrs_epi16(_mm512_and_si512(integer, high_bytes), factor);
-          _mm512_store_si512(
-              rows + (2 * line + i) * kLineBytes,
-              _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, even, _mm512_slli_epi16(odd, 8)));
+          __m512i row = Format::Decode(nibbles, zero_point);
+          if constexpr (!kOneScale) {
+            const __m512i even = _mm512_mulhrs_epi16(_mm512_slli_epi16(row, 8), factor);
+            const __m512i odd = _mm512_mulhrs_epi16(_mm512_and_si512(row, high_bytes), factor);
+            row = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, even, _mm512_slli_epi16(odd, 8));
+          }
+          _mm512_store_si512(rows + (2 * line + i) * kLineBytes, row);
         }
       }
     }
@@ -165,11 +182,13 @@ class GroupUnpacker {
 
   const WeightRun* run_;
   const int first_;
-  int at_;    // of the next tile in its group
-  int left_;  // tiles
-  int k_ = 0;
-  int64_t group_ = -1;
-  GroupScales<kGroups> scales_;
+  int begin_, end_;  // of the tiles in this group
+  int left_;         // tiles in all later ones
+  int k_ = 0;        // tiles of the run that are behind
+  const uint8_t* codes_[kScaleTiles];
+  // Of a tile's first scale.
+  int slot_[kScaleTiles], slots_;
+  GroupScales<kScaleTiles * kGroups> scales_;
 };
 
 // Codes [groups][rows][128], scales [groups][rows].
@@ -205,41 +224,54 @@ inline void PackInt8Groups(const float* x, int tiles, const PackedRows& rows, in
   }
 }
 
-// y += the products of 128 inputs, for 32 outputs of up to 16 tokens, or of 17 to 32 where kLower.
-template <bool kLower>
-void MultiplyGroup(const GroupWeights& w, const uint8_t* codes, const float* x_scales, int rows,
-                   float* y, ptrdiff_t y_stride) {
+// Weights stay in tiles 4 … 7 while all tokens pass, in blocks of up to 16: these meet in tiles 2
+// and 3, and their sums in 0 and 1.
+inline void ConfigureGroupTiles(int rows) {
+  TileConfig config;
+  for (int i = 0; i < 4; ++i) config.Set(i, rows, kLineBytes);
+  for (int i = 4; i < 8; ++i) config.Set(i, kTileRows, kLineBytes);
+  LSG_TILE_CONFIGURE(config);
+}
+
+// Where no other load is under way to L1, it brings weights sooner than one past it.
+inline void HoldWeights(const GroupWeights& w) {
+  LSG_TILE_LOAD(4, w.rows[0][0], kLineBytes);
+  LSG_TILE_LOAD(5, w.rows[0][1], kLineBytes);
+  LSG_TILE_LOAD(6, w.rows[1][0], kLineBytes);
+  LSG_TILE_LOAD(7, w.rows[1][1], kLineBytes);
+}
+
+// A block of tokens' products with the weights held, and where they go.
+struct GroupSums {
+  int32_t at[kWeightTiles][kTileRows][kTileN];
+  const GroupWeights* weights;
+  const float* x_scales;
+  float* y;
+  int first, end;  // rows that no other block has
+};
+
+inline void MultiplyGroup(const uint8_t* codes, GroupSums& sums) {
   LSG_TILE_ZERO(0);
   LSG_TILE_ZERO(1);
-  if constexpr (kLower) {
-    LSG_TILE_ZERO(2);
-    LSG_TILE_ZERO(3);
-  }
-  for (int k = 0; k < kProducts; ++k, codes += kProductBytes) {
-    LSG_TILE_LOAD_FAR(6, w.rows[k][0], kLineBytes);
-    LSG_TILE_LOAD_FAR(4, codes, kScaleInputs);
-    LSG_TILE_DOT_INT8(0, 4, 6);
-    LSG_TILE_LOAD_FAR(7, w.rows[k][1], kLineBytes);
-    LSG_TILE_DOT_INT8(1, 4, 7);
-    if constexpr (kLower) {
-      LSG_TILE_LOAD_FAR(5, codes + kTileRows * kScaleInputs, kScaleInputs);
-      LSG_TILE_DOT_INT8(2, 5, 6);
-      LSG_TILE_DOT_INT8(3, 5, 7);
-    }
-  }
-  alignas(64) int32_t sums[4][kTileRows][kTileN];
-  LSG_TILE_STORE(0, sums[0], kLineBytes);
-  LSG_TILE_STORE(1, sums[1], kLineBytes);
-  if constexpr (kLower) {
-    LSG_TILE_STORE(2, sums[2], kLineBytes);
-    LSG_TILE_STORE(3, sums[3], kLineBytes);
-  }
-  const __m512 scales[kWeightTiles] = {_mm512_load_ps(w.scales[0]), _mm512_load_ps(w.scales[1])};
-  for (int r = 0; r < rows; ++r, y += y_stride) {
-    const __m512 x_scale = _mm512_set1_ps(x_scales[r]);
+  LSG_TILE_LOAD_FAR(2, codes, kScaleInputs);
+  LSG_TILE_DOT_INT8(0, 2, 4);
+  LSG_TILE_DOT_INT8(1, 2, 5);
+  LSG_TILE_LOAD_FAR(3, codes + kProductBytes, kScaleInputs);
+  LSG_TILE_DOT_INT8(0, 3, 6);
+  LSG_TILE_DOT_INT8(1, 3, 7);
+  LSG_TILE_STORE(0, sums.at[0], kLineBytes);
+  LSG_TILE_STORE(1, sums.at[1], kLineBytes);
+}
+
+// y += the products times their scales.
+inline void AddScaled(const GroupSums& sums, ptrdiff_t y_stride) {
+  const __m512 scales[kWeightTiles] = {_mm512_load_ps(sums.weights->scales[0]),
+                                       _mm512_load_ps(sums.weights->scales[1])};
+  for (int r = sums.first; r < sums.end; ++r) {
+    const __m512 x_scale = _mm512_set1_ps(sums.x_scales[r]);
+    float* y = sums.y + r * y_stride;
     for (int t = 0; t < kWeightTiles; ++t) {
-      const int32_t* sum = sums[r / kTileRows * 2 + t][r % kTileRows];
-      const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(sum));
+      const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(sums.at[t][r]));
       const __m512 before = _mm512_loadu_ps(y + t * kTileN);
       _mm512_storeu_ps(y + t * kTileN,
                        _mm512_fmadd_ps(value, _mm512_mul_ps(scales[t], x_scale), before));
@@ -248,36 +280,44 @@ void MultiplyGroup(const GroupWeights& w, const uint8_t* codes, const float* x_s
 }
 
 template <class Format, int kGroups>
-void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
-                 uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  constexpr int kRows = 2 * kTileRows;
-  auto* unpacked = reinterpret_cast<GroupWeights*>(scratch);
+void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int first_tile, uint8_t*,
+                 float* y, ptrdiff_t y_stride, Upcoming next) {
   const int k_tiles = TilesOf(runs, count);
   const int first_group = first_tile / kScaleTiles;
   const int groups = (first_tile + k_tiles + kScaleTiles - 1) / kScaleTiles - first_group;
   const uint8_t* codes = x.codes + int64_t{first_group} * x.rows * kScaleInputs;
   const auto* x_scales = reinterpret_cast<const float*>(x.metas) + int64_t{first_group} * x.rows;
-  const int64_t steps = int64_t{kTilesPerBlock / kWeightTiles} * Turns(x.rows, kRows) * groups;
-  const int fetch = next.PerStep(steps);
-  const int mask = x.rows > kRows ? -1 : kRingGroups - 1;
-  int configured = 0;
+  // Blocks of as many rows each: the last begins early, and leaves out what others have.
+  const int blocks = Turns(x.rows, kTileRows);
+  const int rows = Turns(x.rows, blocks);
+  ConfigureGroupTiles(rows);
+  const int fetch = next.PerStep(int64_t{kTilesPerBlock / kWeightTiles} * blocks * groups);
+  // The vector units work on the last block's sums and the next group's weights while the matrix
+  // unit multiplies.
+  GroupWeights weights[2];
+  alignas(64) GroupSums sums[2];
+  int at = 0;
   for (int t = 0; t < kTilesPerBlock; t += kWeightTiles) {
-    // The vector units unpack a group ahead of the matrix unit.
     GroupUnpacker<Format, kGroups> unpacker(runs, t, first_tile, k_tiles);
-    unpacker.Next(unpacked);
-    for (int m = 0; m < x.rows; m += kRows) {
-      const int rows = std::min(kRows, x.rows - m);
-      if (rows != configured) ConfigureTiles(rows);
-      configured = rows;
-      const auto multiply = rows > kTileRows ? &MultiplyGroup<true> : &MultiplyGroup<false>;
-      for (int g = 0; g < groups; ++g) {
+    unpacker.Next(&weights[0]);
+    for (int g = 0; g < groups; ++g) {
+      HoldWeights(weights[g & 1]);
+      for (int block = 0; block < blocks; ++block, at ^= 1) {
         next.Fetch(fetch);
-        if (m == 0 && g + 1 < groups) unpacker.Next(unpacked + ((g + 1) & mask));
-        const int64_t row = int64_t{g} * x.rows + m;
-        multiply(unpacked[g & mask], codes + row * kScaleInputs, x_scales + row, rows,
-                 y + m * y_stride + t * kTileN, y_stride);
+        const int begin = std::min(block * rows, x.rows - rows);
+        const int64_t row = int64_t{g} * x.rows + begin;
+        GroupSums& mine = sums[at];
+        MultiplyGroup(codes + row * kScaleInputs, mine);
+        mine.weights = &weights[g & 1];
+        mine.x_scales = x_scales + row;
+        mine.y = y + begin * y_stride + t * kTileN;
+        mine.first = block * rows - begin;
+        mine.end = rows;
+        if (g + block > 0) AddScaled(sums[at ^ 1], y_stride);
+        if (block == 0 && g + 1 < groups) unpacker.Next(&weights[(g + 1) & 1]);
       }
     }
+    AddScaled(sums[at ^ 1], y_stride);
   }
   LSG_TILE_RELEASE();
 }
@@ -294,8 +334,7 @@ constexpr SweepKernels kInt8GroupSweep = {
     .meta_bytes = sizeof(float),
     .max_tiles = kAmxSweepTiles,
     .worth_tokens = kAmxWorthTokens,
-    // A group may be there for a single tile.
-    .weight_bytes = sizeof(GroupWeights),
+    .weight_bytes = 0,
     .pack = &PackInt8Groups,
     .sweep = sweep,
 };
