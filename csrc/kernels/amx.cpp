@@ -17,14 +17,7 @@ constexpr void UseForFloats(PanelKernels& kernels) {
   UseForFloats<&SweepBf16<Format, kGroups>, typename Format::Order>(kernels);
 }
 
-// What few tokens meet as int8, many meet as bf16: more exact, and no slower.
-template <class Format>
-constexpr void UseForAll(PanelKernels& kernels) {
-  UseForFloats<Format>(kernels);
-  kernels.int8_sweep = kernels.f32_sweep;
-}
-
-// Weights of four bits stay int8, with scales of their own.
+// Weights of int8 or fewer bits meet int8 inputs.
 template <auto sweep>
 constexpr void UseInt8(PanelKernels& kernels) {
   kernels.int8_sweep = &kInt8GroupSweep<sweep>;
@@ -35,14 +28,17 @@ constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
   UseForFloats<kSweepInt4Bf16<1>, NibbleOrder>(table.int4);
   UseForFloats<kSweepInt4Bf16<2>, NibbleOrder>(table.int4_halves);
-  UseForAll<Int8Pairs<false>>(table.int8);
-  UseForAll<Int8Pairs<true>>(table.uint8);
+  UseForFloats<Int8Pairs<false>>(table.int8);
+  UseForFloats<Int8Pairs<true>>(table.uint8);
   UseForFloats<Fp8Pairs<4>>(table.fp8_e4m3);
   UseForFloats<Fp8Pairs<5>>(table.fp8_e5m2);
   UseForFloats<NibblePairs<false, false>>(table.fp4_e2m1);
   UseForFloats<NibblePairs<false, false>, 2>(table.fp4_e2m1_halves);
   UseInt8<kSweepInt4Groups<1>>(table.int4);
   UseInt8<kSweepInt4Groups<2>>(table.int4_halves);
+  UseInt8<&SweepGroups<Int8Integers, 1>>(table.int8);
+  // Zero points leave integers of nine bits.
+  table.uint8.int8_sweep = table.uint8.f32_sweep;
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 1>>(table.fp4_e2m1);
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 2>>(table.fp4_e2m1_halves);
   UseForFloats<Bf16Pairs>(table.bf16);

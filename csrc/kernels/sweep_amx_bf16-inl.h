@@ -3,8 +3,8 @@
 // levels' results differ by rounding.
 //
 // The int8 unit is twice as fast, but its sums would have to leave it to meet the scales of every
-// 32 inputs: 65 cycles for a product that takes 8. Scaled weights let a sum stay in its tile. (For
-// weights of four bits see sweep_amx_int8-inl.h.)
+// 32 inputs: 65 cycles for a product that takes 8. Scaled weights let a sum stay in its tile. (With
+// int8 inputs see sweep_amx_int8-inl.h.)
 #pragma once
 
 #include "kernels/amx_tiles.h"

@@ -1,13 +1,12 @@
-// Sweeps on the int8 matrix unit, for weights of four bits: twice the products a second of bf16, of
-// operands half as long.
+// Sweeps on the int8 matrix unit, for weights of four bits and int8: twice the products a second of
+// bf16, of operands half as long.
 //
 // A sum leaves its tile to meet its scales, which takes as long as four products of 64 inputs: so
-// 128 inputs share one. Weights are rounded to int8 in steps of a 120th (with zero points a 112th)
-// of the largest |code · scale| that those 128 could have, which adds at most 0.57 of a step (0.5,
-// and what a 16-bit factor for each scale is off), and nothing where a scale is the largest of the
-// 128. Where they have one scale, codes are weights already. Inputs are int8 in groups of 128 too.
-// Beside the steps that four bits of such a scale leave, 7 to 15 of these, that is little; other
-// formats would lose more and stay with bf16.
+// 128 inputs share one. Where weights have several scales there, they are rounded to int8 in steps
+// of a 127th (of four bits a 120th, with zero points a 112th) of the largest |code · scale| that
+// those 128 could have. That adds at most 0.57 of a step (0.5, and what a 16-bit factor for each
+// scale is off), and nothing to four bits whose scale is the largest of the 128. Inputs are int8 in
+// groups of 128 too.
 #pragma once
 
 #include <algorithm>
@@ -33,19 +32,53 @@ struct alignas(64) GroupWeights {
   float scales[kWeightTiles][kTileN];
 };
 
-// What a nibble means, as an integer times kUnit, at most kReach in magnitude: zero points are at
-// most 16 (FORMAT.md).
+// An output's factor for each of its inputs: of the low and the high eight bytes of 16, as a row
+// has four inputs of an output side by side.
+struct Factors {
+  __m512i low, high;
+
+  explicit Factors(__m512 factor) {
+    const __m512i whole = _mm512_cvtps_epi32(factor);
+    const __m512i halves = _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16));
+    low = _mm512_unpacklo_epi32(halves, halves);
+    high = _mm512_unpackhi_epi32(halves, halves);
+  }
+};
+
+// Formats: Integers turns a line of codes into kRows rows of integers, which times kUnit are the
+// weights' values before their scales. Scaled makes a row steps of the largest scale, kStep long:
+// kOneFactor is the factor of that scale itself.
+
+// Values of at most kReach in magnitude: zero points are at most 16 (FORMAT.md).
 template <bool kInteger, bool kHasZeroPoints>
 struct NibbleIntegers {
+  static constexpr int kBits = 4;
+  static constexpr int kRows = 2;
   static constexpr int kReach = !kInteger ? 12 : kHasZeroPoints ? 16 : 8;
   // What a code of kReach with the largest scale becomes: a multiple, so that all with that scale
   // are exact.
   static constexpr int kLargest = kHasZeroPoints ? 112 : 120;
   static_assert(kLargest % kReach == 0);
+  static constexpr float kStep = 1.0f * kReach / kLargest;
+  // Products of integer · 2^8 and a factor are rounded at bit 15.
+  static constexpr float kOneFactor = 128.0f / kStep;
   static constexpr float kUnit = kInteger ? 1.0f : 0.5f;
   static constexpr bool kZeroPoints = kHasZeroPoints;
+
   // zero_point: of a lane's output, in each of its bytes.
-  static __m512i Decode(__m512i nibbles, __m512i zero_point) {
+  static void Integers(__m512i codes, __m512i zero_point, __m512i* rows) {
+    const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
+    rows[0] = Value(_mm512_and_si512(codes, low_nibbles), zero_point);
+    rows[1] = Value(_mm512_and_si512(_mm512_srli_epi16(codes, 4), low_nibbles), zero_point);
+  }
+  static __m512i Scaled(__m512i row, const Factors& factors) {
+    const __m512i zero = _mm512_setzero_si512();
+    return _mm512_packs_epi16(_mm512_mulhrs_epi16(_mm512_unpacklo_epi8(zero, row), factors.low),
+                              _mm512_mulhrs_epi16(_mm512_unpackhi_epi8(zero, row), factors.high));
+  }
+
+ private:
+  static __m512i Value(__m512i nibbles, __m512i zero_point) {
     if constexpr (kInteger) {
       return _mm512_sub_epi8(nibbles, kHasZeroPoints ? zero_point : _mm512_set1_epi8(8));
     } else {
@@ -54,6 +87,24 @@ struct NibbleIntegers {
       const __m128i table = _mm_load_si128(reinterpret_cast<const __m128i*>(kDoubled));
       return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), nibbles);
     }
+  }
+};
+
+struct Int8Integers {
+  static constexpr int kBits = 8;
+  static constexpr int kRows = 1;
+  // -128 times a negative factor has to fit.
+  static constexpr float kStep = 128.0f / 127.0f;
+  static constexpr float kOneFactor = 32768.0f / kStep;
+  static constexpr float kUnit = 1.0f;
+  static constexpr bool kZeroPoints = false;
+
+  static void Integers(__m512i codes, __m512i, __m512i* rows) { rows[0] = codes; }
+  static __m512i Scaled(__m512i row, const Factors& factors) {
+    const __m512i low = _mm512_srai_epi16(_mm512_unpacklo_epi8(row, row), 8);
+    const __m512i high = _mm512_srai_epi16(_mm512_unpackhi_epi8(row, row), 8);
+    return _mm512_packs_epi16(_mm512_mulhrs_epi16(low, factors.low),
+                              _mm512_mulhrs_epi16(high, factors.high));
   }
 };
 
@@ -75,8 +126,7 @@ class GroupUnpacker {
   }
 
  private:
-  // What a factor of one is: products of code · 2^8 and a factor are rounded at bit 15.
-  static constexpr float kFactorOne = 128.0f;
+  static constexpr size_t kTileBytes = TileBytes(Format::kBits);
 
   // Of the group's tiles, and where their codes are.
   void LoadScales() {
@@ -101,7 +151,8 @@ class GroupUnpacker {
         last = group;
       }
       for (int i = 0; i < tiles; ++i) {
-        codes_[tile + i] = CodesAt(run_->panel, 4, run_->block, k_tile + i) + first_ * TileBytes(4);
+        codes_[tile + i] =
+            CodesAt(run_->panel, Format::kBits, run_->block, k_tile + i) + first_ * kTileBytes;
         slot_[tile + i] = slots_ - (tiles - i) * kGroups;
       }
       tile += tiles, k_ += tiles;
@@ -125,10 +176,9 @@ class GroupUnpacker {
     }
     // Smaller weights are noise to any sum that they join, and the quotient could overflow.
     const __mmask16 some = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmallestGroup), _CMP_GE_OQ);
-    constexpr float kStep = 1.0f * Format::kReach / Format::kLargest;
     _mm512_store_ps(out->scales[t], _mm512_mul_ps(_mm512_maskz_mov_ps(some, largest),
-                                                  _mm512_set1_ps(kStep * Format::kUnit)));
-    UnpackTiles<false>(t, _mm512_maskz_div_ps(some, _mm512_set1_ps(kFactorOne / kStep), largest),
+                                                  _mm512_set1_ps(Format::kStep * Format::kUnit)));
+    UnpackTiles<false>(t, _mm512_maskz_div_ps(some, _mm512_set1_ps(Format::kOneFactor), largest),
                        out);
   }
 
@@ -137,7 +187,7 @@ class GroupUnpacker {
     for (int tile = 0; tile < kScaleTiles; ++tile) {
       int8_t* rows = out->rows[tile / 2][t][tile % 2 * kTileRows / 2];
       if (tile >= begin_ && tile < end_) {
-        UnpackTile<kOneScale>(codes_[tile] + t * TileBytes(4), slot_[tile], t, to_factor, rows);
+        UnpackTile<kOneScale>(codes_[tile] + t * kTileBytes, slot_[tile], t, to_factor, rows);
         continue;
       }
       for (int i = 0; i < kTileRows / 2; ++i) {
@@ -148,33 +198,22 @@ class GroupUnpacker {
 
   template <bool kOneScale>
   void UnpackTile(const uint8_t* codes, int slot, int t, __m512 to_factor, int8_t* rows) const {
-    constexpr int kLines = static_cast<int>(TileBytes(4)) / kLineBytes;
-    const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
-    const __m512i high_bytes = _mm512_set1_epi16(static_cast<int16_t>(0xff00));
+    constexpr int kLines = static_cast<int>(kTileBytes) / kLineBytes;
+    const int n = (first_ + t) * kTileN;
     for (int g = 0; g < kGroups; ++g) {
-      const int n = (first_ + t) * kTileN;
-      // A lane's factor in both its halves.
-      const __m512i factor32 =
-          _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(scales_.scale[slot + g] + n), to_factor));
-      const __m512i factor =
-          _mm512_mask_blend_epi16(0xaaaaaaaa, factor32, _mm512_slli_epi32(factor32, 16));
+      const Factors factors(_mm512_mul_ps(_mm512_load_ps(scales_.scale[slot + g] + n), to_factor));
       __m512i zero_point = _mm512_setzero_si512();
       if constexpr (Format::kZeroPoints) {
         const __m512 value = _mm512_load_ps(scales_.zero_point[slot + g] + n);
         zero_point = _mm512_mullo_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(0x01010101));
       }
       for (int line = g * kLines / kGroups; line < (g + 1) * kLines / kGroups; ++line) {
-        const __m512i code = _mm512_loadu_si512(codes + line * kLineBytes);
-        for (int i = 0; i < 2; ++i) {
-          const __m512i nibbles =
-              _mm512_and_si512(i == 0 ? code : _mm512_srli_epi16(code, 4), low_nibbles);
-          __m512i row = Format::Decode(nibbles, zero_point);
-          if constexpr (!kOneScale) {
-            const __m512i even = _mm512_mulhrs_epi16(_mm512_slli_epi16(row, 8), factor);
-            const __m512i odd = _mm512_mulhrs_epi16(_mm512_and_si512(row, high_bytes), factor);
-            row = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, even, _mm512_slli_epi16(odd, 8));
-          }
-          _mm512_store_si512(rows + (2 * line + i) * kLineBytes, row);
+        __m512i from_line[Format::kRows];
+        Format::Integers(_mm512_loadu_si512(codes + line * kLineBytes), zero_point, from_line);
+        for (__m512i row : from_line) {
+          if constexpr (!kOneScale) row = Format::Scaled(row, factors);
+          _mm512_store_si512(rows, row);
+          rows += kLineBytes;
         }
       }
     }

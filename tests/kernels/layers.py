@@ -26,6 +26,7 @@ FORMATS = {
     "int4-bf16-g16": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.BF16, scale_k=16),
     "int4-f16-row": _core.PanelFormat(_core.Dtype.INT4, _core.ScaleDtype.F16),
     "int8-bf16-g32": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.BF16, scale_k=32),
+    "int8-f16-row": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.F16),
     "int8-f32-row-zero": _core.PanelFormat(_core.Dtype.INT8, _core.ScaleDtype.F32, zero_point=True),
     "fp8-f32-32x128": _core.PanelFormat(
         _core.Dtype.FP8_E4M3, _core.ScaleDtype.F32, scale_rows=32, scale_k=128
@@ -78,14 +79,16 @@ def gamma(n: int) -> float:
 class RandomMatrix:
     """`value` has the columns as they are packed: column k multiplies input `order[k]`.
 
-    `reach`, of 4-bit codes: the largest magnitude that one could have with each weight's scale.
+    `coarse`: how far off a weight's rounding to int8 may be in a group of 128 whose largest scale is its own
+    (sweep_amx_int8-inl.h); None where no level does that.
     """
 
     packed: _core.Matrix
     value: F64
     bias: F64
     order: npt.NDArray[np.uint32] | None = None
-    reach: F64 | None = None
+    coarse: F64 | None = None
+    four_bits: bool = False
 
     def takes(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """The inputs in the columns' order."""
@@ -155,6 +158,15 @@ def random_codes(
     return half.view(np.uint16), half.astype(np.float64), 1
 
 
+def coarse_step(fmt: _core.PanelFormat) -> float | None:
+    """The step of int8 in groups of 128, in units of their largest scale; None: nothing is rounded so."""
+    if fmt.dtype == _core.Dtype.INT4:
+        return 16 / 112 if fmt.zero_point else 8 / 120
+    if fmt.dtype == _core.Dtype.FP4_E2M1:
+        return 6 / 120
+    return 128 / 127 if fmt.dtype == _core.Dtype.INT8 and not fmt.zero_point else None
+
+
 def random_matrix(
     rng: np.random.Generator,
     fmt: _core.PanelFormat,
@@ -163,7 +175,7 @@ def random_matrix(
     order: npt.NDArray[np.uint32] | None = None,
 ) -> RandomMatrix:
     raw, value, typical = random_codes(rng, fmt, (rows, cols))
-    scales = zero_points = bias = global_scale = reach = None
+    scales = zero_points = bias = global_scale = coarse = None
     if fmt.scale_dtype != _core.ScaleDtype.NONE:
         scale_k = fmt.scale_k or cols
         shape = (-(-rows // fmt.scale_rows), -(-cols // scale_k))
@@ -178,18 +190,18 @@ def random_matrix(
             zero_points = rng.integers(0, 17 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
             value = value - spread(zero_points)
         value = value * spread(scale_value)
-        if fmt.dtype in (_core.Dtype.INT4, _core.Dtype.FP4_E2M1):
-            largest = 6 if fmt.dtype == _core.Dtype.FP4_E2M1 else 16 if fmt.zero_point else 8
-            reach = largest * np.abs(spread(scale_value))
+        if (largest := coarse_step(fmt)) is not None:
+            coarse = 0.57 * largest * np.abs(spread(scale_value))
     if fmt.global_scale:
         global_scale = float(np.float32(rng.uniform(0.02, 0.1)))
         value = value * global_scale
-        reach = None if reach is None else reach * global_scale
+        coarse = None if coarse is None else coarse * global_scale
     if fmt.bias:
         bias = rng.normal(size=rows).astype(np.float32)
     packed = _core.Matrix(raw, scales, zero_points, bias, global_scale, order)
     offset = np.zeros(rows) if bias is None else bias.astype(np.float64)
-    return RandomMatrix(packed, value, offset, order, reach)
+    four_bits = fmt.dtype in (_core.Dtype.INT4, _core.Dtype.FP4_E2M1)
+    return RandomMatrix(packed, value, offset, order, coarse, four_bits)
 
 
 @dataclass
@@ -283,21 +295,23 @@ def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64
 
 
 def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
-    """What rounding to steps of 128 columns, as sweep_amx_int8-inl.h states, can do to each weight.
+    """What rounding to int8 in groups of 128 columns can do to each weight.
 
-    aligned: the groups are columns 0 … 127 and so on, so those with the largest scale are exact. Else they
-    may begin anywhere.
+    aligned: the groups are columns 0 … 127 and so on, so weights are exact in one with a single scale, and
+    those of four bits wherever theirs is the largest. Else they may begin anywhere.
     """
-    assert matrix.reach is not None
+    assert matrix.coarse is not None
     if not aligned:
-        return np.broadcast_to(0.57 / 112 * matrix.reach.max(axis=1, keepdims=True), matrix.reach.shape)
-    rows, cols = matrix.reach.shape
+        return np.broadcast_to(matrix.coarse.max(axis=1, keepdims=True), matrix.coarse.shape)
+    rows, cols = matrix.coarse.shape
     padded = np.zeros((rows, -(-cols // 128) * 128))
-    padded[:, :cols] = matrix.reach
+    padded[:, :cols] = matrix.coarse
     groups = padded.reshape(rows, -1, 128)
     largest = groups.max(axis=-1, keepdims=True)
-    error = np.where(groups == largest, 0, 0.57 / 112 * largest)
-    return error.reshape(rows, -1)[:, :cols]
+    exact = groups == largest
+    if not matrix.four_bits:
+        exact = np.broadcast_to(exact.all(axis=-1, keepdims=True), exact.shape)
+    return np.where(exact, 0, largest).reshape(rows, -1)[:, :cols]
 
 
 def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, limit: float) -> F64:

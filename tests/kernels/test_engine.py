@@ -10,6 +10,7 @@ from layers import (
     activation,
     bf16_bits,
     bf16_value,
+    coarse_step,
     forward,
     oracle,
     random_layer,
@@ -20,8 +21,6 @@ from lsg import LsgError, _core
 ISAS = [isa.name.lower() for isa in _core.isa_levels() if _core.kernel_isa(isa.name.lower()) == isa]
 # Weights that meet int8 activations as integers.
 INT8_WEIGHTS = (_core.Dtype.INT4, _core.Dtype.INT8, _core.Dtype.FP4_E2M1)
-# … which the matrix unit takes in groups of 128.
-COARSE_WEIGHTS = (_core.Dtype.INT4, _core.Dtype.FP4_E2M1)
 # H and I: multiples of everything; tails on both sides of a tile, a group and a block; smaller than one tile.
 SHAPES = [(128, 96), (80, 48), (97, 33), (65, 31), (31, 129), (8, 5)]
 # Around the kernels' token block (4) and the fused limit (128).
@@ -37,7 +36,7 @@ FUSED_TOKENS = 128
 
 
 def rounds_prompts(isa: _core.Isa, dtype: _core.Dtype) -> bool:
-    """Whether a level's prompts round weights, scaled, and inputs: to bf16, or COARSE_WEIGHTS to int8."""
+    """Whether a level's prompts round weights, scaled, and inputs: to bf16, or to int8 in groups of 128."""
     return isa == _core.Isa.AMX or (isa == _core.Isa.BF16 and dtype not in INT8_WEIGHTS)
 
 
@@ -54,7 +53,7 @@ def rounding(
     """What the oracle must know of a batch on an engine with int8 activations, or with float ones."""
     if not rounds(layer, engine, handle, tokens, top_k):
         return {"int8": int8}
-    coarse = int8 and layer.spec.gate_up.dtype in COARSE_WEIGHTS
+    coarse = int8 and coarse_step(layer.spec.gate_up) is not None
     return {"int8": False, "bf16": not coarse, "coarse": coarse}
 
 
