@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/kernels.h"
 
@@ -12,44 +13,39 @@ namespace lsg {
 namespace {
 
 constexpr int kGroup = 32;
-constexpr int kVectorsPerGroup = kGroup / Simd::kLanes;
 constexpr uint32_t kInfinityBits = 0x7f800000;
 // Below this a group is zero: its reciprocal scale would overflow, and it is noise to any sum it
 // joins.
 constexpr float kSmallestGroup = 0x1p-100f;
 
-// Bits of the largest magnitude; as integers, so a NaN wins over everything on every level.
-inline uint32_t LargestMagnitude(const float* x) {
-  uint32_t largest = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffff;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
-}
-
 void QuantizeRow(const float* x, int k_tiles, int8_t* codes, float* scales, int16_t* half_sums) {
-  for (int tile = 0; tile < k_tiles; ++tile, x += kGroup, codes += kGroup) {
-    const uint32_t magnitude = LargestMagnitude(x);
+  for (int tile = 0; tile < k_tiles; ++tile, x += kGroup, codes += kGroup, half_sums += 2) {
+    // As integers, so a NaN wins over everything on every level.
+    Simd::I largest_bits = Simd::ZeroBits();
+    for (int i = 0; i < kGroup; i += Simd::kLanes) {
+      const Simd::I bits = Simd::And(Simd::LoadBits(x + i), Simd::Set1Bits(0x7fffffff));
+      largest_bits = Simd::MaxInt(largest_bits, bits);
+    }
+    const auto magnitude = static_cast<uint32_t>(Simd::LargestInt(largest_bits));
     const float largest = std::bit_cast<float>(magnitude);
-    const bool zero = largest < kSmallestGroup;
-    const bool finite = magnitude < kInfinityBits;
-    const Simd::F to_code = Simd::Set1(zero || !finite ? 0.0f : 127.0f / largest);
-    float rounded[kGroup];
-    for (int v = 0; v < kVectorsPerGroup; ++v) {
-      Simd::Store(rounded + v * Simd::kLanes,
-                  Simd::Round(Simd::Mul(Simd::Load(x + v * Simd::kLanes), to_code)));
+    if (magnitude >= kInfinityBits || largest < kSmallestGroup) {
+      // The scale carries the NaN.
+      std::memset(codes, 0, kGroup);
+      half_sums[0] = half_sums[1] = 0;
+      scales[tile] = magnitude >= kInfinityBits ? std::bit_cast<float>(0x7fc00000) : 0.0f;
+      continue;
     }
-    int32_t sums[2] = {0, 0};
-    for (int i = 0; i < kGroup; ++i) {
-      // Non-finite inputs become code 0; the scale carries the NaN.
-      const int32_t code = finite ? static_cast<int32_t>(rounded[i]) : 0;
-      codes[i] = static_cast<int8_t>(code);
-      sums[i / (kGroup / 2)] += code;
+    const Simd::F to_code = Simd::Set1(127.0f / largest);
+    for (int half = 0; half < 2; ++half) {
+      Simd::I sum = Simd::ZeroBits();
+      for (int i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += Simd::kLanes) {
+        const Simd::I code = Simd::ToInt(Simd::Round(Simd::Mul(Simd::Load(x + i), to_code)));
+        Simd::StoreBytes(codes + i, code);
+        sum = Simd::AddInt(sum, code);
+      }
+      half_sums[half] = static_cast<int16_t>(Simd::SumInt(sum));
     }
-    half_sums[2 * tile] = static_cast<int16_t>(sums[0]);
-    half_sums[2 * tile + 1] = static_cast<int16_t>(sums[1]);
-    scales[tile] = zero ? 0.0f : finite ? largest / 127.0f : std::bit_cast<float>(0x7fc00000);
+    scales[tile] = largest / 127.0f;
   }
 }
 

@@ -56,6 +56,24 @@ struct Simd {
   static I Or(I a, I b) { return _mm256_or_si256(a, b); }
   static I Xor(I a, I b) { return _mm256_xor_si256(a, b); }
   static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I MaxInt(I a, I b) { return _mm256_max_epi32(a, b); }
+  static int32_t SumInt(I x) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+  }
+  static int32_t LargestInt(I x) {
+    const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
+  }
+  static void StoreBytes(int8_t* p, I x) {
+    const __m128i low_bytes =
+        _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m128i low = _mm_shuffle_epi8(_mm256_castsi256_si128(x), low_bytes);
+    const __m128i high = _mm_shuffle_epi8(_mm256_extracti128_si256(x, 1), low_bytes);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+  }
   template <int kBits>
   static I ShiftLeft(I x) {
     return _mm256_slli_epi32(x, kBits);

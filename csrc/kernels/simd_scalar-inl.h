@@ -58,6 +58,12 @@ struct Simd {
   static I Or(I a, I b) { return a | b; }
   static I Xor(I a, I b) { return a ^ b; }
   static I AddInt(I a, I b) { return a + b; }
+  static I MaxInt(I a, I b) { return static_cast<int32_t>(a) > static_cast<int32_t>(b) ? a : b; }
+  // Over all lanes.
+  static int32_t SumInt(I x) { return static_cast<int32_t>(x); }
+  static int32_t LargestInt(I x) { return static_cast<int32_t>(x); }
+  // The low byte of each lane.
+  static void StoreBytes(int8_t* p, I x) { *p = static_cast<int8_t>(x); }
   template <int kBits>
   static I ShiftLeft(I x) {
     return x << kBits;

@@ -17,6 +17,7 @@ from lsg.runtime import console, host, placement, settings
 from lsg.runtime.bench import report, roofline
 from lsg.runtime.bench.shapes import BATCHES, FORMATS, MAX_LAYER_BYTES, SHAPES
 from lsg.runtime.bench.sweep import Group, Options, sweep
+from lsg.runtime.engine import spin_us
 
 _NAME = "lsg bench engine"
 _SHARED_MEMORY = Path("/dev/shm")
@@ -93,6 +94,7 @@ def engine_command(
             isa=isa or _isa(os.environ),
             activations=activations,
             load=load,
+            spin_us=spin_us(settings.read(os.environ)),
             num_experts=experts,
             working_set=working_set * 1e9,
             seconds=seconds,

@@ -57,8 +57,9 @@ class Layers:
         self._next = count()
         # No page is mapped for the first time while something is timed.
         every = np.resize(np.arange(spec.num_experts, dtype=np.int32), (-(-spec.num_experts // top_k), top_k))
+        hidden, out, weights = self._inputs(len(every))
         for layer in self._layers:
-            self._forward(layer, *self._inputs(len(every)), np.ascontiguousarray(every))
+            self._engine.forward(layer, **self._batch(hidden, every, weights, out))
 
     @property
     def count(self) -> int:
@@ -74,12 +75,15 @@ class Layers:
         hidden, out, weights = self._inputs(tokens)
         choices = [self._choose(tokens) for _ in range(min(64, max(2, _CHOSEN_TOKENS // tokens)))]
         unique = [int(np.unique(ids).size) * expert_bytes(self.spec) for ids in choices]
+        # NumPy takes microseconds to give an address.
+        batches = [self._batch(hidden, ids, weights, out) for ids in choices]
 
         def call() -> Call:
             step = next(self._next)
             choice = step % len(choices)
+            layer, batch = self._layers[step % len(self._layers)], batches[choice]
             began = time.perf_counter()
-            self._forward(self._layers[step % len(self._layers)], hidden, out, weights, choices[choice])
+            self._engine.forward(layer, **batch)
             return Call(time.perf_counter() - began, unique[choice])
 
         first = call()  # also gets the engine its workspace
@@ -104,21 +108,20 @@ class Layers:
         keys = self._random.random((tokens, self.spec.num_experts), np.float32)
         return np.ascontiguousarray(keys.argpartition(self._top_k - 1)[:, : self._top_k], np.int32)
 
-    def _forward(
+    def _batch(
         self,
-        layer: int,
         hidden: npt.NDArray[Any],
-        out: npt.NDArray[Any],
-        weights: npt.NDArray[np.float32],
         ids: npt.NDArray[np.int32],
-    ) -> None:
-        self._engine.forward(
-            layer,
-            hidden.ctypes.data,
-            ids.ctypes.data,
-            weights.ctypes.data,
-            out.ctypes.data,
-            tokens=len(ids),
-            top_k=self._top_k,
-            dtype="bf16",
-        )
+        weights: npt.NDArray[np.float32],
+        out: npt.NDArray[Any],
+    ) -> dict[str, Any]:
+        """Arguments of Engine.forward; the arrays must outlive them."""
+        return {
+            "hidden": hidden.ctypes.data,
+            "topk_ids": ids.ctypes.data,
+            "topk_weights": weights.ctypes.data,
+            "out": out.ctypes.data,
+            "tokens": len(ids),
+            "top_k": self._top_k,
+            "dtype": "bf16",
+        }
