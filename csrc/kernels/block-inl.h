@@ -247,6 +247,14 @@ inline int TilesOf(const WeightRun* runs, int count) {
   return tiles;
 }
 
+// Only the panel knows whether its codes have zero points.
+template <auto with_zero_points, auto without>
+void SweepByZeroPoints(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
+                       uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
+  const auto sweep = runs->panel.zero_points != nullptr ? with_zero_points : without;
+  sweep(runs, count, x, first_tile, scratch, y, y_stride, next);
+}
+
 // Unpacks runs of weights side by side, `weight_bytes` for each tile of inputs; how many tiles.
 template <auto unpack>
 int UnpackRuns(const WeightRun* runs, int count, size_t weight_bytes, uint8_t* weights) {

@@ -10,7 +10,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "kernels/quantize-inl.h"
@@ -235,30 +234,10 @@ inline void PackInt8Groups(const float* x, int tiles, const PackedRows& rows, in
                            int row) {
   for (int tile = 0; tile < tiles; tile += kScaleTiles) {
     const int64_t at = int64_t{first_tile + tile} / kScaleTiles * rows.rows + row;
-    const int vectors = std::min(kScaleTiles, tiles - tile) * kTileK / Simd::kLanes;
-    const float* from = x + tile * kTileK;
-    const __m512i magnitude_bits = _mm512_set1_epi32(0x7fffffff);
-    __m512i largest_bits = _mm512_setzero_si512();
-    for (int v = 0; v < vectors; ++v) {
-      const __m512i bits = _mm512_loadu_si512(from + v * Simd::kLanes);
-      largest_bits = _mm512_max_epu32(largest_bits, _mm512_and_si512(bits, magnitude_bits));
-    }
-    const uint32_t magnitude = _mm512_reduce_max_epu32(largest_bits);
-    const float largest = std::bit_cast<float>(magnitude);
-    const bool zero = largest < kSmallestGroup;
-    const bool finite = magnitude < kInfinityBits;
-    const __mmask16 some = zero || !finite ? 0 : 0xffff;
-    const __m512 to_code = _mm512_set1_ps(some == 0 ? 0.0f : 127.0f / largest);
-    uint8_t* codes = rows.codes + at * kScaleInputs;
-    for (int v = 0; v < kScaleInputs / Simd::kLanes; ++v) {
-      const __m512 value =
-          _mm512_maskz_loadu_ps(v < vectors ? some : __mmask16{0}, from + v * Simd::kLanes);
-      const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(value, to_code));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + v * Simd::kLanes),
-                       _mm512_cvtsepi32_epi8(code));
-    }
-    // Non-finite inputs become code 0; the scale carries the NaN.
-    const float scale = zero ? 0.0f : finite ? largest / 127.0f : std::bit_cast<float>(0x7fc00000);
+    const int inputs = std::min(kScaleTiles, tiles - tile) * kTileK;
+    auto* codes = reinterpret_cast<int8_t*>(rows.codes + at * kScaleInputs);
+    const float scale = QuantizeGroup(x + tile * kTileK, inputs, codes, [](int, const Simd::I&) {});
+    std::memset(codes + inputs, 0, kScaleInputs - inputs);
     std::memcpy(rows.metas + at * sizeof scale, &scale, sizeof scale);
   }
 }
@@ -362,8 +341,9 @@ void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int firs
 }
 
 template <int kGroups>
-constexpr auto kSweepInt4Groups = &SweepInt4<&SweepGroups<NibbleIntegers<true, true>, kGroups>,
-                                             &SweepGroups<NibbleIntegers<true, false>, kGroups>>;
+constexpr auto kSweepInt4Groups =
+    &SweepByZeroPoints<&SweepGroups<NibbleIntegers<true, true>, kGroups>,
+                       &SweepGroups<NibbleIntegers<true, false>, kGroups>>;
 
 template <auto sweep>
 constexpr SweepKernels kInt8GroupSweep = {

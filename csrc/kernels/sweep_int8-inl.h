@@ -145,7 +145,8 @@ void MultiplyInt8Tokens(int k_tiles, int n, const int8_t* codes, const Int8Meta<
 
 template <class Weight, int kGroups, bool kZeroPoints>
 void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
-               Int8Weights<kGroups>* unpacked, float* y, ptrdiff_t y_stride, Upcoming next) {
+               uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
+  auto* unpacked = reinterpret_cast<Int8Weights<kGroups>*>(scratch);
   const int64_t at = int64_t{first_tile} * x.rows;
   const auto* codes = reinterpret_cast<const int8_t*>(x.codes) + at * kTileK;
   const auto* metas = reinterpret_cast<const Int8Meta<kGroups>*>(x.metas) + at;
@@ -187,15 +188,6 @@ void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_
 }
 
 template <class Weight, int kGroups>
-void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
-               uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  const auto sweep = runs->panel.zero_points != nullptr ? &SweepInt8<Weight, kGroups, true>
-                                                        : &SweepInt8<Weight, kGroups, false>;
-  sweep(runs, count, x, first_tile, reinterpret_cast<Int8Weights<kGroups>*>(scratch), y, y_stride,
-        next);
-}
-
-template <class Weight, int kGroups>
 constexpr SweepKernels kInt8Sweep = {
     .int8_inputs = true,
     .group_tiles = 1,
@@ -205,7 +197,8 @@ constexpr SweepKernels kInt8Sweep = {
     .worth_tokens = kOnlyPrompts,
     .weight_bytes = sizeof(Int8Weights<kGroups>),
     .pack = &PackInt8<Weight, kGroups>,
-    .sweep = &SweepInt8<Weight, kGroups>,
+    .sweep =
+        &SweepByZeroPoints<&SweepInt8<Weight, kGroups, true>, &SweepInt8<Weight, kGroups, false>>,
 };
 
 }  // namespace
