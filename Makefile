@@ -69,7 +69,7 @@ SANITIZE := cmake -G Ninja -DCMAKE_BUILD_TYPE=Debug -DLSG_TESTS=ON \
 RUNTIMES = $(shell for n in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$n.so; done)
 sanitize: setup view  ## The core under ASan and UBSan, the thread pool under ThreadSanitizer: about ten minutes
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/asan \
-		-DCMAKE_CXX_FLAGS="-O2 -fsanitize=address,undefined -fno-sanitize-recover=undefined" && cmake --build build/asan
+		-DCMAKE_CXX_FLAGS="-O2 -D_GLIBCXX_ASSERTIONS -fsanitize=address,undefined -fno-sanitize-recover=undefined" && cmake --build build/asan
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/tsan -DCMAKE_CXX_FLAGS="-O2 -fsanitize=thread" && \
 		cmake --build build/tsan --target test_pool
 	build/asan/tests/cpp/test_pool

@@ -236,8 +236,9 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
       // A worker that knows its next task fetches ahead into it. Of the last ones each goes to
       // whoever is free first.
       const bool many = next + 2 * workers <= tasks;
+      // Others may have taken them all meanwhile.
       const int then = many ? next++ : tasks;
-      compute(node, task, many ? start_of(node, then) : nullptr);
+      compute(node, task, then < tasks ? start_of(node, then) : nullptr);
       task = many ? then : next++;
     }
     pool_->SyncNode();

@@ -260,7 +260,7 @@ inline void HoldWeights(const GroupWeights& w) {
 }
 
 // A block of tokens' products with the weights held, and where they go.
-struct GroupSums {
+struct alignas(64) GroupSums {
   int32_t at[kWeightTiles][kTileRows][kTileN];
   const GroupWeights* weights;
   const float* x_scales;
@@ -313,7 +313,7 @@ void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int firs
   // The vector units work on the last block's sums and the next group's weights while the matrix
   // unit multiplies.
   GroupWeights weights[2];
-  alignas(64) GroupSums sums[2];
+  GroupSums sums[2];
   int at = 0;
   for (int t = 0; t < kTilesPerBlock; t += kWeightTiles) {
     GroupUnpacker<Format, kGroups> unpacker(runs, t, first_tile, k_tiles);

@@ -297,10 +297,12 @@ def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64
 def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
     """What rounding to int8 in groups of 128 columns can do to each weight.
 
-    aligned: the groups are columns 0 … 127 and so on, so weights are exact in one with a single scale, and
-    those of four bits wherever theirs is the largest. Else they may begin anywhere.
+    Nothing where rows have one scale. aligned: the groups are columns 0 … 127 and so on, so weights of four
+    bits are exact where their scale is the largest. Else groups may begin anywhere.
     """
     assert matrix.coarse is not None
+    if (matrix.coarse == matrix.coarse[:, :1]).all():
+        return np.zeros_like(matrix.coarse)
     if not aligned:
         return np.broadcast_to(matrix.coarse.max(axis=1, keepdims=True), matrix.coarse.shape)
     rows, cols = matrix.coarse.shape
@@ -308,10 +310,12 @@ def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
     padded[:, :cols] = matrix.coarse
     groups = padded.reshape(rows, -1, 128)
     largest = groups.max(axis=-1, keepdims=True)
-    exact = groups == largest
-    if not matrix.four_bits:
-        exact = np.broadcast_to(exact.all(axis=-1, keepdims=True), exact.shape)
-    return np.where(exact, 0, largest).reshape(rows, -1)[:, :cols]
+    error = (
+        np.where(groups == largest, 0, largest)
+        if matrix.four_bits
+        else np.broadcast_to(largest, groups.shape)
+    )
+    return error.reshape(rows, -1)[:, :cols]
 
 
 def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, limit: float) -> F64:
