@@ -20,7 +20,7 @@ from lsg._core import Engine
 from lsg.runtime import host, placement
 from lsg.runtime.bench.shapes import SHAPES, layer_spec
 from lsg.runtime.bench.synthetic import LayerWriter
-from lsg.runtime.spin import SPIN_BESIDE_GPU_US, SPIN_US
+from lsg.runtime.engine import SPIN_BESIDE_GPU_US, SPIN_US
 
 WAYS = {"beside a GPU": SPIN_BESIDE_GPU_US, "on a CPU": SPIN_US, "--power-saving": 0}
 REFERENCE = "beside a GPU"

@@ -17,7 +17,6 @@ from lsg.runtime import console, host, placement, settings
 from lsg.runtime.bench import report, roofline
 from lsg.runtime.bench.shapes import BATCHES, FORMATS, MAX_LAYER_BYTES, SHAPES
 from lsg.runtime.bench.sweep import Group, Options, sweep
-from lsg.runtime.spin import spin_us
 
 _NAME = "lsg bench engine"
 _SHARED_MEMORY = Path("/dev/shm")
@@ -94,7 +93,6 @@ def engine_command(
             isa=isa or _isa(os.environ),
             activations=activations,
             load=load,
-            spin_us=spin_us(settings.read(os.environ), beside_gpu=_beside_gpu()),
             num_experts=experts,
             working_set=working_set * 1e9,
             seconds=seconds,
@@ -114,15 +112,6 @@ def engine_command(
         raise SystemExit(1) from None
     console.table(report.HEAD, report.rows(result["cells"]))
     console.table(*report.summary(result["cells"]))
-
-
-def _beside_gpu() -> bool:
-    """Whether lsg-serve would find a GPU here; without torch there is no server."""
-    try:
-        import torch  # only servers need it
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
 
 
 def _isa(environ: Mapping[str, str]) -> str:

@@ -33,7 +33,6 @@ def as_json(options: Options, groups: Sequence[Group]) -> dict[str, Any]:
         "isa": options.isa or "highest",
         "activations": options.activations,
         "load": options.load,
-        "spin_us": options.spin_us,
         "working_set_bytes": options.working_set,
         "seconds_per_cell": options.seconds,
         "limits": [

@@ -19,10 +19,9 @@ import click
 import torch
 
 from lsg import LsgError
-from lsg.runtime import console, host, settings
+from lsg.runtime import console, engine, host, settings
 from lsg.runtime.bench import client, engine_trace, machine, timeline
 from lsg.runtime.model import open_model
-from lsg.runtime.spin import spin_us
 
 PROFILED_STEPS = 12
 PROFILE_SECONDS = 60.0
@@ -89,7 +88,7 @@ def _facts() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if gpus else None,
         "gpus": gpus,
         "sglang": version("sglang"),
-        "spin_us": spin_us(found, beside_gpu=gpus > 0),
+        "spin_us": engine.spin_us(found),
     }
 
 

@@ -33,7 +33,7 @@ class Options:
     """What to measure and how.
 
     placement: who computes. seconds: of each cell. num_experts: None for the shape's. working_set: bytes of
-    the layers that take turns. load: how the engine holds them. spin_us: how long its workers spin.
+    the layers that take turns. load: how the engine holds them.
     """
 
     shapes: tuple[str, ...]
@@ -43,7 +43,6 @@ class Options:
     isa: str
     activations: str
     load: str
-    spin_us: int
     num_experts: int | None
     working_set: float
     seconds: float
@@ -117,12 +116,7 @@ def sweep(options: Options) -> Iterator[Group]:
         for format in options.formats:
             shape = SHAPES[shape_name]
             spec = layer_spec(shape, format, options.num_experts)
-            engine = Engine(
-                nodes=placed.workers,
-                isa=options.isa,
-                activations=options.activations,
-                spin_us=options.spin_us,
-            )
+            engine = Engine(nodes=placed.workers, isa=options.isa, activations=options.activations)
             began = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="lsg-bench-", dir=options.scratch) as scratch:
                 layers = Layers(
