@@ -6,6 +6,7 @@ multiplies in float64. Bounds follow each rounding of the engine: u = 2⁻²⁴ 
 that an error can tip to the other side.
 """
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -345,28 +346,35 @@ def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, 
     return gate * sigmoid(alpha * gate) * (up + 1)
 
 
+class Rounding(enum.Enum):
+    """What inputs, and activations before the down projection, are rounded to before they meet weights."""
+
+    NONE = enum.auto()
+    # In groups of 32.
+    INT8 = enum.auto()
+    # In groups of 128, and weights as well.
+    COARSE_INT8 = enum.auto()
+    # And weights that are not bf16.
+    BF16 = enum.auto()
+
+
 def oracle(
     layer: RandomLayer,
     hidden: npt.NDArray[np.float32],
     ids: npt.NDArray[np.int32],
     weights: npt.NDArray[np.float32],
+    rounding: Rounding,
     *,
-    int8: bool,
-    bf16: bool = False,
-    coarse: bool = False,
     kind: _core.Activation = _core.Activation.SILU,
     alpha: float = 1.0,
     limit: float = 0.0,
 ) -> tuple[F64, F64]:
-    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it.
-
-    int8: inputs meet the weights as int8; bf16: as bf16, and weights that are not are rounded to it. coarse:
-    both are rounded to int8 in groups of 128.
-    """
+    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it."""
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
     spec = layer.spec
-    weight_error = U_BF16 if bf16 and spec.gate_up.dtype != _core.Dtype.BF16 else 0.0
+    coarse = rounding == Rounding.COARSE_INT8
+    weight_error = U_BF16 if rounding == Rounding.BF16 and spec.gate_up.dtype != _core.Dtype.BF16 else 0.0
     terms = ids.shape[1] * (spec.intermediate_size + spec.num_units) + 8
     for t, (token_ids, token_weights) in enumerate(zip(ids, weights, strict=True)):
         magnitude = np.zeros(spec.hidden_size)
@@ -376,10 +384,12 @@ def oracle(
             gate, up, down = layer.experts[e]
             # In the expert's order first: an int8 group is 32 of its columns.
             x = up.takes(hidden[t])
-            if coarse:
-                x = quantize_rows(x, 128)[0]
+            if rounding == Rounding.BF16:
+                x = round_bf16(x)
+            elif rounding == Rounding.NONE:
+                x = x.astype(np.float64)
             else:
-                x = quantize_rows(x)[0] if int8 else round_bf16(x) if bf16 else x.astype(np.float64)
+                x = quantize_rows(x, 128 if coarse else 32)[0]
             # +8: dequantising a group, adding its sums, the bias. Integer sums are exact.
             g_up = gamma(spec.hidden_size + 8) + weight_error
             pre_up = up.value @ x + up.bias
@@ -408,7 +418,7 @@ def oracle(
                     moved = np.maximum(moved, np.abs(shifted * w - act))
             units = 96 if kind == _core.Activation.SITU else 32
             err_act = 2 * moved + units * U * np.abs(act) + 1e-30
-            if int8:
+            if rounding == Rounding.INT8:
                 exact = act
                 act, step = quantize_rows(act.astype(np.float32))
                 # A rounding that the error can tip falls one step to either side; elsewhere only the step's
@@ -417,7 +427,7 @@ def oracle(
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2
                 err_act = np.where(to_tie <= largest_error + 4 * U * np.abs(exact), step, 0) + largest_error
-            if bf16:
+            if rounding == Rounding.BF16:
                 # The rounding of what the engine has, which is err_act off.
                 err_act += U_BF16 * (np.abs(act) + err_act)
             err_act += weight_error * (np.abs(act) + err_act)

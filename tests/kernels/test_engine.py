@@ -7,6 +7,7 @@ import pytest
 from layers import (
     FORMATS,
     RandomLayer,
+    Rounding,
     activation,
     bf16_bits,
     bf16_value,
@@ -49,12 +50,12 @@ def rounds(layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, t
 
 def rounding(
     layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, top_k: int, int8: bool = True
-) -> dict[str, bool]:
+) -> Rounding:
     """What the oracle must know of a batch on an engine with int8 activations, or with float ones."""
     if not rounds(layer, engine, handle, tokens, top_k):
-        return {"int8": int8}
+        return Rounding.INT8 if int8 else Rounding.NONE
     coarse = int8 and coarse_step(layer.spec.gate_up) is not None
-    return {"int8": False, "bf16": not coarse, "coarse": coarse}
+    return Rounding.COARSE_INT8 if coarse else Rounding.BF16
 
 
 def check(
@@ -65,7 +66,7 @@ def check(
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
     got = forward(engine, handle, hidden, ids, weights)
     how = rounding(layer, engine, handle, tokens, 3, int8)
-    want, bound = oracle(layer, hidden, ids, weights, **how, **activation)
+    want, bound = oracle(layer, hidden, ids, weights, how, **activation)
     excess = np.abs(got - want) / np.maximum(bound, 1e-30)
     assert np.isfinite(got).all()
     assert excess.max() <= 1, f"error {np.abs(got - want).max():.3g} is {excess.max():.3g} of the bound"
@@ -265,7 +266,7 @@ def test_unit_ranges_add_up(tmp_path: Path):
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(5, 96)).astype(np.float32)
     ids, weights = routing(rng, 5, 4, 2)
-    want, bound = oracle(layer, hidden, ids, weights, int8=False)
+    want, bound = oracle(layer, hidden, ids, weights, Rounding.NONE)
     total = sum(forward(engine, part, hidden, ids, weights).astype(np.float64) for part in parts)
     assert (np.abs(total - want) <= bound + 4 * 2.0**-24 * np.abs(want)).all()
     assert not forward(engine, parts[3], hidden, ids, weights).any(), "a rank without units gives zero"
@@ -290,7 +291,7 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         got = forward(engine, handle, bits, ids, weights, dtype)
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
         how = rounding(layer, engine, handle, tokens, ids.shape[1])
-        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, **how)
+        want, bound = oracle(layer, exact.astype(np.float32), ids, weights, how)
         # Rounding to 8 (11) significant bits is off by at most 2⁻⁸ (2⁻¹¹) of the value, f16's subnormals by
         # 2⁻²⁵.
         assert (
@@ -310,7 +311,7 @@ def test_padding_routes_nowhere(tmp_path: Path):
     for tokens in (8, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
         how = rounding(layer, engine, handle, tokens, ids.shape[1])
-        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], **how)
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], how)
         assert not got[5].any()
         assert (np.abs(got - want) <= bound).all()
     none = forward(engine, handle, hidden[:1], np.full((1, 3), -1, np.int32), weights[:1])
@@ -328,7 +329,7 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
         how = rounding(layer, engine, handle, tokens, 3, int8=False)
-        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], **how)
+        want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], how)
         assert (np.abs(got - want) <= bound).all()
 
 

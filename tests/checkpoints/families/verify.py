@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from layers import RandomLayer, RandomMatrix, U, forward, oracle
+from layers import RandomLayer, RandomMatrix, Rounding, U, forward, oracle
 
 from checkpoints.families.expected import Expected, ExpertKey
 from checkpoints.families.files import read_all
@@ -238,7 +238,7 @@ def check_engine(out: Path, expected: Expected) -> None:
         ids = ids.astype(np.int32)
         handle = engine.add_layer(str(path), activation=kind, **parameters)
         got = forward(engine, handle, hidden, ids, weights)
-        want, bound = oracle(truth, hidden, ids, weights, int8=False, kind=kind, **parameters)
+        want, bound = oracle(truth, hidden, ids, weights, Rounding.NONE, kind=kind, **parameters)
         # A reader's rounding of a matrix is one more beside the 96 or more that the bound allows each sum.
         bound = bound * (1 + 3 * expected.rtol / (96 * U))
         excess = float((np.abs(got - want) / np.maximum(bound, 1e-30)).max())
