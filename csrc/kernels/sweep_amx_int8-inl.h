@@ -251,7 +251,7 @@ inline void ConfigureGroupTiles(int rows) {
   LSG_TILE_CONFIGURE(config);
 }
 
-// Where no other load is under way to L1, it brings weights sooner than one past it.
+// They were unpacked just before, so they are in L1.
 inline void HoldWeights(const GroupWeights& w) {
   LSG_TILE_LOAD(4, w.rows[0][0], kLineBytes);
   LSG_TILE_LOAD(5, w.rows[0][1], kLineBytes);
