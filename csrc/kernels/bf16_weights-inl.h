@@ -121,11 +121,13 @@ struct Fp8Tables {
   }
 };
 
-template <int kExponentBits>
+// Without their scales all codes are exact.
+template <int kExponentBits, bool kWithScales = true>
 struct Fp8Pairs {
   using Order = ByteOrder;
+  using WithoutScales = Fp8Pairs<kExponentBits, false>;
   static constexpr int kBits = 8;
-  static constexpr bool kScaled = true, kZeroPoints = false;
+  static constexpr bool kScaled = kWithScales, kZeroPoints = false;
   static void Line(const uint8_t* codes, const TileScales& scales, __m512i* rows) {
     static constexpr Fp8Tables<kExponentBits> kTables;
     const __m512i low0 = _mm512_load_si512(kTables.low);
@@ -148,6 +150,7 @@ struct Fp8Pairs {
 
  private:
   static __m512i Scaled(__m512i pairs, __m512 scale) {
+    if constexpr (!kWithScales) return pairs;
     const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     const __m512 second =
         _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
