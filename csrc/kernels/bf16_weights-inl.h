@@ -1,6 +1,6 @@
 // Weights and inputs as bf16 dot products take them, in the matrix unit or in vectors: weights of
-// every format as pairs of scaled bf16, inputs rounded and in the order in which a format's codes
-// give their pairs.
+// every format as pairs of bf16, most of them scaled, inputs rounded and in the order in which a
+// format's codes give their pairs.
 #pragma once
 
 #include <array>

@@ -2,8 +2,8 @@
 // nearest even, and so is code times scale; sums are f32, in an order of their own, so levels below
 // give results that differ by rounding. Twice as many products an instruction as in f32.
 //
-// Where 64 inputs or more share a scale and codes are exact as bf16 (fp8), sums meet the scales,
-// not weights: half of the unpacking, and nothing is rounded but inputs.
+// Where tiles of inputs share scales and codes are exact as bf16 (fp8), sums meet the scales, not
+// weights: half of the unpacking, and nothing is rounded but inputs.
 #pragma once
 
 #include "kernels/bf16_weights-inl.h"
@@ -22,7 +22,7 @@ constexpr int kBf16WorthTokens = 4;
 
 inline __m512bh PairsAt(const void* p) { return std::bit_cast<__m512bh>(_mm512_loadu_si512(p)); }
 
-// Tiles of inputs first … end - 1, and where they share one, their block's scales.
+// Tiles of inputs first … end - 1, and their block's scales where sums meet them.
 struct ScaledTiles {
   int first, end;
   GroupScales<1> scales;
@@ -76,45 +76,42 @@ void MultiplyBf16Tokens(const ScaledTiles& tiles, const uint8_t* codes, int rows
   }
 }
 
-// Runs of weights cut where a scale ends; how many pieces, at most kSweepTiles.
+// Runs of weights cut where scales change; how many pieces. Units have scales of their own, which
+// are often the same.
 inline int CutByScale(const WeightRun* runs, int count, ScaledTiles* pieces) {
   int n = 0, at = 0;
   for (const WeightRun* run = runs; run < runs + count; ++run) {
-    for (int k = 0; k < run->k_tiles; ++n) {
-      const int of_scale = run->panel.tiles_per_scale;
-      const int k_tile = run->k_tile + k;
-      const int tiles = std::min(of_scale - k_tile % of_scale, run->k_tiles - k);
-      pieces[n].first = at + k;
-      pieces[n].end = at + k + tiles;
-      pieces[n].scales.Load(run->panel, GroupOf<1>(run->panel, run->block, k_tile), 1);
+    const int of_scale = run->panel.tiles_per_scale;
+    for (int k = run->k_tile; k < run->k_tile + run->k_tiles;) {
+      const int tiles = std::min(of_scale - k % of_scale, run->k_tile + run->k_tiles - k);
+      GroupScales<1>& scales = pieces[n].scales;
+      scales.Load(run->panel, GroupOf<1>(run->panel, run->block, k), 1);
+      const bool same =
+          n > 0 && std::memcmp(scales.scale, pieces[n - 1].scales.scale, sizeof scales.scale) == 0;
+      if (!same) pieces[n++].first = at;
+      at += tiles;
+      pieces[n - 1].end = at;
       k += tiles;
     }
-    at += run->k_tiles;
   }
   return n;
 }
 
 template <class Format, bool kScaleSums>
-void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
-               uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
+void SweepPieces(const WeightRun* runs, const ScaledTiles* pieces, int count, const PackedRows& x,
+                 int first_tile, uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kRowBytes = kTileK * 2;
   auto* unpacked = reinterpret_cast<BlockWeights*>(scratch);
   const BlockWeights* weights[kSweepTiles];
-  const int k_tiles = TilesOf(runs, count);
   const uint8_t* codes = x.codes + int64_t{first_tile} * x.rows * kRowBytes;
   const int turns = Turns(x.rows, kBf16SweepTokens);
-  const int fetch = next.PerStep(int64_t{turns} * k_tiles);
-  ScaledTiles pieces[kScaleSums ? kSweepTiles : 1];
-  int count_pieces = 1;
-  pieces[0].first = 0;
-  pieces[0].end = k_tiles;
-  if constexpr (kScaleSums) count_pieces = CutByScale(runs, count, pieces);
+  const int fetch = next.PerStep(int64_t{turns} * pieces[count - 1].end);
   Unpacker<Format, 1, kTilesPerBlock> unpacker(runs, 0);
   ForTokens<kBf16SweepTokens>(x.rows, [&]<int M>(int m) {
     const auto multiply = [&](const auto& weights_of) {
-      for (int piece = 0; piece < count_pieces; ++piece) {
-        MultiplyBf16Tokens<M, kScaleSums>(pieces[piece], codes + m * kRowBytes, x.rows,
-                                          y + m * y_stride, y_stride, weights_of);
+      for (const ScaledTiles* piece = pieces; piece < pieces + count; ++piece) {
+        MultiplyBf16Tokens<M, kScaleSums>(*piece, codes + m * kRowBytes, x.rows, y + m * y_stride,
+                                          y_stride, weights_of);
       }
     };
     if (m == 0) {
@@ -135,11 +132,22 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
 template <class Format>
 void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_tile,
                uint8_t* scratch, float* y, ptrdiff_t y_stride, Upcoming next) {
-  auto sweep = &SweepBf16<Format, false>;
+  const int k_tiles = TilesOf(runs, count);
+  ScaledTiles pieces[kSweepTiles];
   if constexpr (Format::kScaled) {
-    if (runs->panel.tiles_per_scale > 1) sweep = &SweepBf16<typename Format::WithoutScales, true>;
+    const Panel& panel = runs->panel;
+    if (panel.tiles_per_scale > 1 || panel.scale_groups == 1) {
+      const int n = CutByScale(runs, count, pieces);
+      if (2 * n <= k_tiles) {
+        SweepPieces<typename Format::WithoutScales, true>(runs, pieces, n, x, first_tile, scratch,
+                                                          y, y_stride, next);
+        return;
+      }
+    }
   }
-  sweep(runs, count, x, first_tile, scratch, y, y_stride, next);
+  pieces[0].first = 0;
+  pieces[0].end = k_tiles;
+  SweepPieces<Format, false>(runs, pieces, 1, x, first_tile, scratch, y, y_stride, next);
 }
 
 template <class Format>

@@ -42,6 +42,7 @@ FORMATS = {
     "fp8-f16-32x128": _core.PanelFormat(
         _core.Dtype.FP8_E4M3, _core.ScaleDtype.F16, scale_rows=32, scale_k=128
     ),
+    "e5m2-f32-row": _core.PanelFormat(_core.Dtype.FP8_E5M2, _core.ScaleDtype.F32),
     "e5m2-bf16-g32": _core.PanelFormat(_core.Dtype.FP8_E5M2, _core.ScaleDtype.BF16, scale_k=32),
     "mxfp4-bias": _core.PanelFormat(_core.Dtype.FP4_E2M1, _core.ScaleDtype.E8M0, scale_k=32, bias=True),
     "nvfp4": _core.PanelFormat(

@@ -37,7 +37,7 @@ FUSED_TOKENS = 128
 
 
 def rounds_prompts(isa: _core.Isa, dtype: _core.Dtype) -> bool:
-    """Whether a level's prompts round weights, scaled, and inputs: to bf16, or to int8 in groups of 128."""
+    """Whether a level's prompts round inputs, and weights: to bf16, or to int8 in groups of 128."""
     return isa == _core.Isa.AMX or (isa == _core.Isa.BF16 and dtype not in INT8_WEIGHTS)
 
 
@@ -127,13 +127,18 @@ def test_situ_keeps_its_precision_at_every_size(tmp_path: Path, isa: str):
         assert (np.abs(got - want) <= 96 * 2.0**-24 * np.abs(want) + 1e-30).all()
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("unit_rows", [32, 64, 128])
 @pytest.mark.parametrize(
-    "fmt", ["int4-f16-g128-zero", "int4-f16-g128-zero-order", "fp8-f32-32x128", "nvfp4", "bf16"]
+    "fmt",
+    [
+        *("int4-f16-g128-zero", "int4-f16-g128-zero-order", "fp8-f32-32x128", "fp8-f32-row"),
+        *("e5m2-f32-row", "nvfp4", "bf16"),
+    ],
 )
-def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int):
+def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int, isa: str):
     layer = random_layer(tmp_path / "u.lsgb", fmt=fmt, hidden=160, intermediate=200, unit_rows=unit_rows)
-    engine = _core.Engine(threads=2)
+    engine = _core.Engine(threads=2, isa=isa)
     handle = engine.add_layer(str(layer.path))
     for tokens in (1, 6, 135):
         check(layer, engine, handle, tokens, int8=FORMATS[fmt].dtype in INT8_WEIGHTS)
@@ -368,7 +373,13 @@ def test_many_tokens_pass_in_chunks(tmp_path: Path):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("fmt", "gated", "hidden"),
-    [("int4-bf16-g32", False, 130), ("nvfp4", False, 130), ("int4-bf16-g32", True, 2090)],
+    [
+        ("int4-bf16-g32", False, 130),
+        ("nvfp4", False, 130),
+        ("int4-bf16-g32", True, 2090),
+        ("fp8-f32-32x128", True, 2090),
+        ("fp8-f32-row", True, 2090),
+    ],
 )
 def test_prompts_of_ungated_and_of_wide_layers(tmp_path: Path, fmt: str, gated: bool, hidden: int, isa: str):
     # Without gates 64 neurons come at a time; 2090 inputs are more than a sweep takes at once.
@@ -376,7 +387,7 @@ def test_prompts_of_ungated_and_of_wide_layers(tmp_path: Path, fmt: str, gated: 
     engine = _core.Engine(threads=2, isa=isa)
     kind = {} if gated else {"kind": _core.Activation.RELU2}
     handle = engine.add_layer(str(layer.path), **({} if gated else {"activation": _core.Activation.RELU2}))
-    check(layer, engine, handle, 140, int8=True, **kind)
+    check(layer, engine, handle, 140, int8=FORMATS[fmt].dtype in INT8_WEIGHTS, **kind)
 
 
 def test_bad_calls_are_refused(tmp_path: Path):
