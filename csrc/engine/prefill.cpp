@@ -55,13 +55,12 @@ PackedRows MoeEngine::HiddenRow(const MoeLayer& layer, int token) const {
 
 PackedRows MoeEngine::ActRows(const MoeLayer& layer, int node, int begin, int rows) const {
   const SweepKernels& sweep = layer.down_sweep();
-  const int64_t groups = sweep.Groups(layer.UnitsOf(node).size() * layer.unit_tiles());
-  // All codes come first, so that they begin at cache lines.
-  uint8_t* codes = workspace_->nodes[node].packed_act.data();
-  uint8_t* metas =
-      codes + static_cast<int64_t>(workspace_->routing.tokens.size()) * groups * sweep.code_bytes;
-  return {codes + begin * groups * sweep.code_bytes, metas + begin * groups * sweep.meta_bytes,
-          rows};
+  const int k_tiles = layer.UnitsOf(node).size() * layer.unit_tiles();
+  // All tokens' codes come first, so that they begin at cache lines.
+  const PackedRows all = sweep.RowsAt(workspace_->nodes[node].packed_act.data(),
+                                      static_cast<int>(workspace_->routing.tokens.size()), k_tiles);
+  const int64_t groups = int64_t{begin} * sweep.Groups(k_tiles);
+  return {all.codes + groups * sweep.code_bytes, all.metas + groups * sweep.meta_bytes, rows};
 }
 
 void MoeEngine::StoreBlocks(const MoeLayer& layer, const Batch& batch, int first, int tokens,

@@ -23,14 +23,12 @@ RowError QuantizeInt8(const ExactRow& row, const QuantizedRow& out) {
     return {scale, zero ? 0.0f : 1.0f / scale};
   };
   const auto encode = [](const float* weights, GroupScale scale, int8_t* codes, float* stored) {
-    int32_t wide[kWeightGroup];
     for (int i = 0; i < kWeightGroup; i += Simd::kLanes) {
       const Simd::F code =
           Simd::Round(Simd::Mul(Simd::Load(weights + i), Simd::Set1(scale.inverse)));
-      Simd::StoreBits(wide + i, Simd::ToInt(code));
+      Simd::StoreBytes(codes + i, Simd::ToInt(code));
       Simd::Store(stored + i, Simd::Mul(code, Simd::Set1(scale.value)));
     }
-    for (int i = 0; i < kWeightGroup; ++i) codes[i] = static_cast<int8_t>(wide[i]);
   };
   return QuantizeGroups<int8_t>(row, out, scale_of, encode);
 }
@@ -47,18 +45,16 @@ void LargestOfRow(const ExactRow& row, float* largest) {
 // e4m3 or e2m1 codes of scaled weights; `stored` is what they are worth with that scale.
 template <typename Format, int kCount>
 void Encode(const float* weights, GroupScale scale, uint8_t* codes, float* stored) {
-  int32_t wide[kCount];
   for (int i = 0; i < kCount; i += Simd::kLanes) {
     const Simd::F scaled = Simd::Mul(Simd::Load(weights + i), Simd::Set1(scale.inverse));
     const Simd::I sign = SignOf(scaled);
     const Simd::F rounded =
         Format::Rounded(Simd::Min(Magnitude(scaled), Simd::Set1(Format::kLargest)));
-    Simd::StoreBits(
-        wide + i, Simd::Or(Format::CodeOf(rounded), Simd::ShiftRight<31 - Format::kSignBit>(sign)));
+    Simd::StoreBytes(codes + i, Simd::Or(Format::CodeOf(rounded),
+                                         Simd::ShiftRight<31 - Format::kSignBit>(sign)));
     const Simd::F value = Simd::FromBits(Simd::Or(Simd::Bits(rounded), sign));
     Simd::Store(stored + i, Simd::Mul(value, Simd::Set1(scale.value)));
   }
-  for (int i = 0; i < kCount; ++i) codes[i] = static_cast<uint8_t>(wide[i]);
 }
 
 RowError QuantizeFp8(const ExactRow& row, const int* exponents, const QuantizedRow& out) {

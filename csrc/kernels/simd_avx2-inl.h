@@ -67,12 +67,12 @@ struct Simd {
     const __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
   }
-  static void StoreBytes(int8_t* p, I x) {
+  static void StoreBytes(void* p, I x) {
     const __m128i low_bytes =
         _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     const __m128i low = _mm_shuffle_epi8(_mm256_castsi256_si128(x), low_bytes);
     const __m128i high = _mm_shuffle_epi8(_mm256_extracti128_si256(x, 1), low_bytes);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
   }
   template <int kBits>
   static I ShiftLeft(I x) {

@@ -60,8 +60,8 @@ struct Simd {
   static I MaxInt(I a, I b) { return _mm512_max_epi32(a, b); }
   static int32_t SumInt(I x) { return _mm512_reduce_add_epi32(x); }
   static int32_t LargestInt(I x) { return _mm512_reduce_max_epi32(x); }
-  static void StoreBytes(int8_t* p, I x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  static void StoreBytes(void* p, I x) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
   template <int kBits>
   static I ShiftLeft(I x) {

@@ -63,7 +63,7 @@ struct Simd {
   static int32_t SumInt(I x) { return static_cast<int32_t>(x); }
   static int32_t LargestInt(I x) { return static_cast<int32_t>(x); }
   // The low byte of each lane.
-  static void StoreBytes(int8_t* p, I x) { *p = static_cast<int8_t>(x); }
+  static void StoreBytes(void* p, I x) { std::memcpy(p, &x, 1); }
   template <int kBits>
   static I ShiftLeft(I x) {
     return x << kBits;

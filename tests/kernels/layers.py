@@ -90,7 +90,6 @@ class RandomMatrix:
     bias: F64
     order: npt.NDArray[np.uint32] | None = None
     coarse: F64 | None = None
-    four_bits: bool = False
 
     def takes(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """The inputs in the columns' order."""
@@ -192,8 +191,8 @@ def random_matrix(
             zero_points = rng.integers(0, 17 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
             value = value - spread(zero_points)
         value = value * spread(scale_value)
-        if (largest := coarse_step(fmt)) is not None:
-            coarse = 0.57 * largest * np.abs(spread(scale_value))
+        if (step := coarse_step(fmt)) is not None:
+            coarse = 0.57 * step * np.abs(spread(scale_value))
     if fmt.global_scale:
         global_scale = float(np.float32(rng.uniform(0.02, 0.1)))
         value = value * global_scale
@@ -202,8 +201,7 @@ def random_matrix(
         bias = rng.normal(size=rows).astype(np.float32)
     packed = _core.Matrix(raw, scales, zero_points, bias, global_scale, order)
     offset = np.zeros(rows) if bias is None else bias.astype(np.float64)
-    four_bits = fmt.dtype in (_core.Dtype.INT4, _core.Dtype.FP4_E2M1)
-    return RandomMatrix(packed, value, offset, order, coarse, four_bits)
+    return RandomMatrix(packed, value, offset, order, coarse)
 
 
 @dataclass
@@ -296,7 +294,7 @@ def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64
     return value, step.reshape(padded.shape)[..., : x.shape[-1]]
 
 
-def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
+def coarse_error(matrix: RandomMatrix, dtype: _core.Dtype, *, aligned: bool) -> F64:
     """What rounding to int8 in groups of 128 columns can do to each weight.
 
     Nothing where rows have one scale. aligned: the groups are columns 0 … 127 and so on, so weights of four
@@ -312,12 +310,8 @@ def coarse_error(matrix: RandomMatrix, *, aligned: bool) -> F64:
     padded[:, :cols] = matrix.coarse
     groups = padded.reshape(rows, -1, 128)
     largest = groups.max(axis=-1, keepdims=True)
-    error = (
-        np.where(groups == largest, 0, largest)
-        if matrix.four_bits
-        else np.broadcast_to(largest, groups.shape)
-    )
-    return error.reshape(rows, -1)[:, :cols]
+    exact = (groups == largest) & (dtype != _core.Dtype.INT8)
+    return np.where(exact, 0, largest).reshape(rows, -1)[:, :cols]
 
 
 def activation(kind: _core.Activation, gate: F64 | None, up: F64, alpha: float, limit: float) -> F64:
@@ -400,8 +394,10 @@ def oracle(
                 pre_gate = gate.value @ x + gate.bias
                 err_gate = g_up * (np.abs(gate.value) @ np.abs(x) + np.abs(gate.bias))
             if coarse:
-                err_up += coarse_error(up, aligned=True) @ np.abs(x)
-                err_gate += 0 if gate is None else coarse_error(gate, aligned=True) @ np.abs(x)
+                err_up += coarse_error(up, spec.gate_up.dtype, aligned=True) @ np.abs(x)
+                err_gate += (
+                    0 if gate is None else coarse_error(gate, spec.gate_up.dtype, aligned=True) @ np.abs(x)
+                )
             act = activation(kind, pre_gate, pre_up, alpha, limit) * w
             # How far the pre-activations' errors move it, by finite differences of the oracle itself
             # (doubled for curvature), and 32 units for Exp (about 2 ulp), the division and the products. situ
@@ -435,7 +431,7 @@ def oracle(
             if coarse:
                 # Half a step of the largest group; which values share one depends on where units are.
                 err_act += (np.abs(act).max() + err_act.max()) / 254
-                bound[t] += coarse_error(down, aligned=False) @ (np.abs(act) + err_act)
+                bound[t] += coarse_error(down, spec.down.dtype, aligned=False) @ (np.abs(act) + err_act)
             out[t] += down.value @ act + w * down.bias
             bound[t] += np.abs(down.value) @ err_act
             magnitude += np.abs(down.value) @ np.abs(act) + np.abs(w * down.bias)
