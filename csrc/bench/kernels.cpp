@@ -202,6 +202,11 @@ void RegisterLevel(Isa isa) {
       benchmark::RegisterBenchmark(("panel_float" + of).c_str(), [=](benchmark::State& state) {
         RunFloat(state, panel.f32, each.format, tokens);
       });
+      if (panel.bf16 != nullptr) {
+        benchmark::RegisterBenchmark(("panel_bf16" + of).c_str(), [=](benchmark::State& state) {
+          RunFloat(state, panel.bf16, each.format, tokens);
+        });
+      }
       if (panel.int8 == nullptr) continue;
       benchmark::RegisterBenchmark(("panel_int8" + of).c_str(),
                                    [=, &kernels](benchmark::State& state) {

@@ -33,8 +33,8 @@ MoeEngine::~MoeEngine() = default;
 
 int MoeEngine::AddLayer(LayerMemory memory, const ActivationSpec& activation,
                         std::vector<int> node_units) {
-  const bool int8 = options_.activations == ActivationPrecision::kInt8;
-  layers_.push_back(std::make_unique<MoeLayer>(std::move(memory), kernels_, activation, int8,
+  const bool rounds = options_.activations == ActivationPrecision::kInt8;
+  layers_.push_back(std::make_unique<MoeLayer>(std::move(memory), kernels_, activation, rounds,
                                                pool_->num_nodes(), std::move(node_units)));
   return static_cast<int>(layers_.size()) - 1;
 }

@@ -24,6 +24,8 @@ namespace lsg {
 
 struct ExpertRange;
 
+// kInt8: for weights that have such kernels; bf16 for the others where the level multiplies it,
+// else float.
 enum class ActivationPrecision { kInt8, kFloat };
 
 struct EngineOptions {

@@ -9,11 +9,15 @@
 namespace lsg {
 namespace {
 
-PanelKernels KernelsFor(const Kernels& kernels, const PanelFormat& format, bool int8,
+PanelKernels KernelsFor(const Kernels& kernels, const PanelFormat& format, bool rounds,
                         const std::string& path) {
   try {
     PanelKernels panel = SelectPanelKernels(kernels, format);
-    if (!int8) panel.int8 = nullptr;
+    if (!rounds) {
+      panel.int8 = nullptr;
+    } else if (panel.bf16 != nullptr) {
+      panel.f32 = panel.bf16;
+    }
     return panel;
   } catch (const FormatError& error) {
     throw FormatError(path + ": " + error.what());
@@ -48,11 +52,11 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
 }  // namespace
 
 MoeLayer::MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation,
-                   bool int8, int nodes, std::vector<int> node_units)
+                   bool rounds, int nodes, std::vector<int> node_units)
     : memory_(std::move(memory)),
       activation_(activation),
-      gate_up_(KernelsFor(kernels, spec().gate_up(), int8, memory_.path())),
-      down_(KernelsFor(kernels, spec().down(), int8, memory_.path())) {
+      gate_up_(KernelsFor(kernels, spec().gate_up(), rounds, memory_.path())),
+      down_(KernelsFor(kernels, spec().down(), rounds, memory_.path())) {
   const std::vector<NodeUnits>& ranges = memory_.units();
   if (node_units.empty()) {
     const bool by_node = static_cast<int>(ranges.size()) == nodes;

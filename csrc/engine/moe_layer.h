@@ -18,11 +18,12 @@ namespace lsg {
 
 class MoeLayer {
  public:
-  // `int8`: quantise activations where there is a kernel for it. `node_units`: how many of the
-  // units each of `nodes` nodes takes, in order; empty: as `memory` has them by node, or evenly.
-  // Throws FormatError for a format without kernels, and Error for nodes that do not take all.
-  MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation, bool int8,
-           int nodes, std::vector<int> node_units);
+  // `rounds`: activations are quantised to int8, or rounded to bf16, where a kernel does that.
+  // `node_units`: how many of the units each of `nodes` nodes takes, in order; empty: as `memory`
+  // has them by node, or evenly. Throws FormatError for a format without kernels, and Error for
+  // nodes that do not take all.
+  MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationSpec& activation,
+           bool rounds, int nodes, std::vector<int> node_units);
 
   // What forward passes read; LoadLayers brings it into memory.
   LayerMemory& memory() { return memory_; }

@@ -33,8 +33,9 @@ struct NibbleOrder {
   static constexpr int kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 };
 
+// 32 inputs, rounded and in a format's order.
 template <class Order>
-void PackBf16(const float* x, int tiles, const PackedRows& rows, int first_tile, int row) {
+__m512i Bf16Inputs(const float* x) {
   static constexpr auto kOrder = [] {
     std::array<uint16_t, kTileK> order{};
     for (int i = 0; i < kTileK; ++i) {
@@ -43,12 +44,16 @@ void PackBf16(const float* x, int tiles, const PackedRows& rows, int first_tile,
     }
     return order;
   }();
-  const __m512i order = _mm512_loadu_si512(kOrder.data());
+  const __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kTileN), _mm512_loadu_ps(x));
+  return _mm512_permutexvar_epi16(_mm512_loadu_si512(kOrder.data()),
+                                  std::bit_cast<__m512i>(rounded));
+}
+
+template <class Order>
+void PackBf16(const float* x, int tiles, const PackedRows& rows, int first_tile, int row) {
   for (int tile = 0; tile < tiles; ++tile, x += kTileK) {
-    const __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kTileN), _mm512_loadu_ps(x));
     const int64_t at = int64_t{first_tile + tile} * rows.rows + row;
-    _mm512_storeu_si512(rows.codes + at * kTileK * 2,
-                        _mm512_permutexvar_epi16(order, std::bit_cast<__m512i>(rounded)));
+    _mm512_storeu_si512(rows.codes + at * kTileK * 2, Bf16Inputs<Order>(x));
   }
 }
 
@@ -121,6 +126,23 @@ struct Fp8Tables {
   }
 };
 
+// The low and the high bytes of what 64 codes are as bf16, exactly.
+struct Fp8Bytes {
+  __m512i low, high;
+};
+
+template <int kExponentBits>
+Fp8Bytes Fp8ToBf16(__m512i codes) {
+  static constexpr Fp8Tables<kExponentBits> kTables;
+  const auto magnitudes = [&](const uint8_t* table) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
+  };
+  // high | (code & sign bits)
+  const __m512i high = _mm512_ternarylogic_epi32(magnitudes(kTables.high), codes,
+                                                 _mm512_set1_epi32(0x80808080), 0xf8);
+  return {magnitudes(kTables.low), high};
+}
+
 // Without their scales all codes are exact.
 template <int kExponentBits, bool kWithScales = true>
 struct Fp8Pairs {
@@ -129,16 +151,7 @@ struct Fp8Pairs {
   static constexpr int kBits = 8;
   static constexpr bool kScaled = kWithScales, kZeroPoints = false;
   static void Line(const uint8_t* codes, const TileScales& scales, __m512i* rows) {
-    static constexpr Fp8Tables<kExponentBits> kTables;
-    const __m512i low0 = _mm512_load_si512(kTables.low);
-    const __m512i low1 = _mm512_load_si512(kTables.low + 64);
-    const __m512i high0 = _mm512_load_si512(kTables.high);
-    const __m512i high1 = _mm512_load_si512(kTables.high + 64);
-    const __m512i code = _mm512_loadu_si512(codes);
-    const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
-    // high | (code & sign bits)
-    const __m512i high = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(high0, code, high1),
-                                                   code, _mm512_set1_epi32(0x80808080), 0xf8);
+    const auto [low, high] = Fp8ToBf16<kExponentBits>(_mm512_loadu_si512(codes));
     // Even bytes' floats (inputs 0 and 2), then odd bytes': low byte below high byte.
     const __m512i low_bytes = _mm512_set1_epi16(0x00ff);
     const __m512i even =

@@ -161,6 +161,7 @@ struct PanelKernels {
   PanelFloatFn f32 = nullptr;
   const SweepKernels* int8_sweep = nullptr;
   const SweepKernels* f32_sweep = nullptr;
+  PanelFloatFn bf16 = nullptr;  // f32 that rounds inputs to bf16; null where it is not faster
 };
 
 struct Kernels {

@@ -107,11 +107,14 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   constexpr int kLines = kTileOperands / kPerLine;
   constexpr int kSums = kTileSums<Weight, kGroups>;
   constexpr int kGroupSums = kSums / kGroups;
+  // One or two tokens wait for memory, which gives most when lines are read in order; four bits
+  // without a dot product of bytes do not.
+  constexpr bool kWaits = M <= 2 && (Simd::kDotBits == 32 || kPerLine == 1);
   // Vectors of outputs that are summed side by side, and those that share a load of an input.
-  // Four pay where three or four tokens' loads bind and all sums fit 32 registers; weights of four
-  // bits need too many beside.
-  constexpr int kMostShared = kPerLine == 1 && kSums == 1 && Simd::kLanes == 16 && M > 2 ? 4 : 2;
-  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 ? kMostShared : 1;
+  // Four pay where all sums fit 32 registers; weights of four bits need too many beside.
+  constexpr int kMostShared = kPerLine == 1 && kSums == 1 && Simd::kLanes == 16 ? 4 : 2;
+  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 && !kWaits ? kMostShared : 1;
+  constexpr int kFetch = kWaits ? kSomeLines : kAllLines;
   constexpr int kV = kShared > kParts ? kShared : kParts;
   // The offset of weights without zero points is an integer: sums of 32 bits begin with it.
   constexpr bool kInDot = Weight::kOffset && !kZeroPoints && Simd::kDotBits == 32;
@@ -139,7 +142,8 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
       }
 #pragma GCC unroll 4
       for (int first = 0; first < kBlockN; first += kV * Simd::kLanes) {
-        PrefetchLines(fetch + first / kTileN * kTileBytes, kV * Simd::kLanes / kTileN * kTileBytes);
+        PrefetchLines<kFetch>(fetch + first / kTileN * kTileBytes,
+                              kV * Simd::kLanes / kTileN * kTileBytes);
         const auto output = [&](int v) { return first + v * Simd::kLanes; };
         Simd::I dot[M][kV][kSums];
         for (int m = 0; m < M; ++m) {

@@ -349,6 +349,7 @@ class Rounding(enum.Enum):
     INT8 = enum.auto()
     # In groups of 128, and weights as well.
     COARSE_INT8 = enum.auto()
+    BF16_INPUTS = enum.auto()
     # And weights that are not bf16.
     BF16 = enum.auto()
 
@@ -379,7 +380,7 @@ def oracle(
             gate, up, down = layer.experts[e]
             # In the expert's order first: an int8 group is 32 of its columns.
             x = up.takes(hidden[t])
-            if rounding == Rounding.BF16:
+            if rounding in (Rounding.BF16, Rounding.BF16_INPUTS):
                 x = round_bf16(x)
             elif rounding == Rounding.NONE:
                 x = x.astype(np.float64)
@@ -424,7 +425,7 @@ def oracle(
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2
                 err_act = np.where(to_tie <= largest_error + 4 * U * np.abs(exact), step, 0) + largest_error
-            if rounding == Rounding.BF16:
+            if rounding in (Rounding.BF16, Rounding.BF16_INPUTS):
                 # The rounding of what the engine has, which is err_act off.
                 err_act += U_BF16 * (np.abs(act) + err_act)
             err_act += weight_error * (np.abs(act) + err_act)

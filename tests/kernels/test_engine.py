@@ -36,6 +36,12 @@ def routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int):
 FUSED_TOKENS = 128
 
 
+def multiplies_bf16(isa: _core.Isa, dtype: _core.Dtype) -> bool:
+    """Whether a level rounds inputs to bf16, for few tokens too; with float activations it never does."""
+    exact = (_core.Dtype.FP8_E4M3, _core.Dtype.FP8_E5M2, _core.Dtype.BF16)
+    return isa in (_core.Isa.BF16, _core.Isa.AMX) and dtype in exact
+
+
 def rounds_prompts(isa: _core.Isa, dtype: _core.Dtype) -> bool:
     """Whether a level's prompts round inputs, and weights: to bf16, or to int8 in groups of 128."""
     return isa == _core.Isa.AMX or (isa == _core.Isa.BF16 and dtype not in INT8_WEIGHTS)
@@ -49,23 +55,37 @@ def rounds(layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, t
 
 
 def rounding(
-    layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, top_k: int, int8: bool = True
+    layer: RandomLayer,
+    engine: _core.Engine,
+    handle: int,
+    tokens: int,
+    top_k: int,
+    activations: str = "int8",
 ) -> Rounding:
-    """What the oracle must know of a batch on an engine with int8 activations, or with float ones."""
-    if not rounds(layer, engine, handle, tokens, top_k):
-        return Rounding.INT8 if int8 else Rounding.NONE
-    coarse = int8 and coarse_step(layer.spec.gate_up) is not None
-    return Rounding.COARSE_INT8 if coarse else Rounding.BF16
+    """What the oracle must know of a batch, on an engine with such activations."""
+    dtype = layer.spec.gate_up.dtype
+    int8 = activations == "int8" and dtype in INT8_WEIGHTS
+    if rounds(layer, engine, handle, tokens, top_k):
+        coarse = int8 and coarse_step(layer.spec.gate_up) is not None
+        return Rounding.COARSE_INT8 if coarse else Rounding.BF16
+    if activations == "int8" and multiplies_bf16(engine.isa, dtype):
+        return Rounding.BF16_INPUTS
+    return Rounding.INT8 if int8 else Rounding.NONE
 
 
 def check(
-    layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, int8: bool, **activation
+    layer: RandomLayer,
+    engine: _core.Engine,
+    handle: int,
+    tokens: int,
+    activations: str = "int8",
+    **activation,
 ) -> None:
     rng = np.random.default_rng(tokens)
     hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
     got = forward(engine, handle, hidden, ids, weights)
-    how = rounding(layer, engine, handle, tokens, 3, int8)
+    how = rounding(layer, engine, handle, tokens, 3, activations)
     want, bound = oracle(layer, hidden, ids, weights, how, **activation)
     excess = np.abs(got - want) / np.maximum(bound, 1e-30)
     assert np.isfinite(got).all()
@@ -80,9 +100,8 @@ def test_shapes_and_batches(tmp_path: Path, fmt: str, activations: str, isa: str
     for hidden, intermediate in SHAPES:
         layer = random_layer(tmp_path / f"{hidden}.lsgb", fmt=fmt, hidden=hidden, intermediate=intermediate)
         handle = engine.add_layer(str(layer.path))
-        int8 = activations == "int8" and FORMATS[fmt].dtype in INT8_WEIGHTS
         for tokens in TOKENS:
-            check(layer, engine, handle, tokens, int8)
+            check(layer, engine, handle, tokens, activations)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -99,7 +118,7 @@ def test_activations(tmp_path: Path, kind: _core.Activation, gated: bool, isa: s
         params = {"alpha": 1.702, "limit": 0.7}
     handle = engine.add_layer(str(layer.path), activation=kind, **params)
     for tokens in (1, 5, 140):
-        check(layer, engine, handle, tokens, int8=False, kind=kind, **params)
+        check(layer, engine, handle, tokens, "float", kind=kind, **params)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -141,7 +160,7 @@ def test_unit_sizes(tmp_path: Path, fmt: str, unit_rows: int, isa: str):
     engine = _core.Engine(threads=2, isa=isa)
     handle = engine.add_layer(str(layer.path))
     for tokens in (1, 6, 135):
-        check(layer, engine, handle, tokens, int8=FORMATS[fmt].dtype in INT8_WEIGHTS)
+        check(layer, engine, handle, tokens)
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
@@ -165,6 +184,7 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
                 engine = _core.Engine(threads=threads, isa=isa, activations=activations)
                 handle = engine.add_layer(str(layer.path))
                 own = rounds(layer, engine, handle, tokens, 4)
+                own |= activations == "int8" and multiplies_bf16(engine.isa, layer.spec.gate_up.dtype)
                 got = forward(engine, handle, hidden, ids, weights).tobytes()
                 results.setdefault(isa if own else "", set()).add(got)
         assert all(len(same) == 1 for same in results.values())
@@ -190,7 +210,7 @@ def test_prompts_have_the_same_bits_whether_a_worker_has_all_ranges_of_experts(
     )
     assert whole.tobytes() == ranges.tobytes()
     for engine, handle in zip(engines, handles, strict=True):
-        check(layer, engine, handle, 150, int8=True)
+        check(layer, engine, handle, 150)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -242,7 +262,7 @@ def test_same_bits_on_any_number_of_nodes(tmp_path: Path, fmt: str):
         # Prompts: each node's units are one sum.
         assert len(results) == 1 or not one.in_one_pass(handles[0][1], tokens, 3)
         for engine, handle in handles:
-            check(layer, engine, handle, tokens, int8=True)
+            check(layer, engine, handle, tokens)
 
 
 def test_a_split_that_is_not_the_range_is_refused(tmp_path: Path):
@@ -333,7 +353,7 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     ids[::2, 2] = ids[::2, 0]
     for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        how = rounding(layer, engine, handle, tokens, 3, int8=False)
+        how = rounding(layer, engine, handle, tokens, 3)
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], how)
         assert (np.abs(got - want) <= bound).all()
 
@@ -367,7 +387,7 @@ def test_non_finite_inputs_stay_in_their_token(tmp_path: Path, bad: float, activ
 def test_many_tokens_pass_in_chunks(tmp_path: Path):
     layer = random_layer(tmp_path / "c.lsgb", fmt="int4-bf16-g32", hidden=32, intermediate=32)
     engine = _core.Engine(threads=2)
-    check(layer, engine, engine.add_layer(str(layer.path)), 4096 + 7, int8=True)
+    check(layer, engine, engine.add_layer(str(layer.path)), 4096 + 7)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -387,7 +407,7 @@ def test_prompts_of_ungated_and_of_wide_layers(tmp_path: Path, fmt: str, gated: 
     engine = _core.Engine(threads=2, isa=isa)
     kind = {} if gated else {"kind": _core.Activation.RELU2}
     handle = engine.add_layer(str(layer.path), **({} if gated else {"activation": _core.Activation.RELU2}))
-    check(layer, engine, handle, 140, int8=FORMATS[fmt].dtype in INT8_WEIGHTS, **kind)
+    check(layer, engine, handle, 140, **kind)
 
 
 def test_bad_calls_are_refused(tmp_path: Path):
