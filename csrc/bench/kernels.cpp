@@ -87,7 +87,8 @@ struct Weights {
         .global_scale = {1.0f, 1.0f},
         .whole = true,
         .next = nullptr,
-        .cached = false};
+        .cached = false,
+        .few_fetches = FetchesLinesInOrder()};
   }
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;

@@ -90,4 +90,13 @@ Isa SelectIsa(std::string_view name) {
                             "'; usable here: " + Join(usable));
 }
 
+bool FetchesLinesInOrder() {
+  static const bool amd = [] {
+    uint32_t eax, ebx, ecx, edx;
+    return __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == signature_AMD_ebx &&
+           ecx == signature_AMD_ecx && edx == signature_AMD_edx;
+  }();
+  return amd;
+}
+
 }  // namespace lsg

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "cpu/isa.h"
 #include "format/expert_packer.h"
 
 namespace lsg {
@@ -46,7 +47,8 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
           .global_scale = {1.0f, 1.0f},
           .whole = block_end - block_begin == s.blocks,
           .next = nullptr,
-          .cached = false};
+          .cached = false,
+          .few_fetches = FetchesLinesInOrder()};
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include "kernels/simd_avx512-inl.h"
 // The vocabulary comes first: the templates below are written in it.
-#include "kernels/panel_bf16-inl.h"
 #include "kernels/sweep_amx_bf16-inl.h"
 #include "kernels/sweep_amx_int8-inl.h"
 #include "kernels/table-inl.h"
@@ -27,7 +26,6 @@ constexpr void UseInt8(PanelKernels& kernels) {
 // Few tokens read weights faster than any unit multiplies them: only the sweeps differ from VNNI's.
 constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
-  UseBf16Panels(table);
   UseForFloats<kSweepInt4Bf16<1>, NibbleOrder>(table.int4);
   UseForFloats<kSweepInt4Bf16<2>, NibbleOrder>(table.int4_halves);
   UseForFloats<Int8Pairs<false>>(table.int8);

@@ -17,17 +17,19 @@ constexpr int kSweepTiles = 16;
 // As worth_tokens: up to the number of tokens that one pass takes, it is faster.
 constexpr int kOnlyPrompts = 1 << 20;
 
-// Of how many lines one is fetched ahead. A kernel that waits for memory runs so far ahead of
-// itself that the processor fetches lines which are read in order; fetching all of them then fills
-// the few buffers in which a core waits (Zen 4: bf16 41 instead of 58 GB/s). One that multiplies
-// for as long as memory takes does not run ahead, and nor do lines of several tiles in turns.
-inline constexpr int kSomeLines = 4, kAllLines = 1;
-template <int kOneIn>
+template <int kOneIn = 1>
 void PrefetchLines(const uint8_t* from, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kOneIn * kLineBytes) __builtin_prefetch(from + at, 0, 1);
 }
+// `few`: for a kernel that reads lines in order and waits for memory, on a processor that then does
+// most of the fetching by itself (Panel::few_fetches). Asking for all lines would fill the few
+// buffers in which a core waits: on Zen 4 bf16 weights came with 41 instead of 58 GB/s. A kernel
+// that multiplies for as long as memory takes does not run that far ahead of itself.
+inline void PrefetchLines(const uint8_t* from, size_t bytes, bool few) {
+  few ? PrefetchLines<4>(from, bytes) : PrefetchLines(from, bytes);
+}
 inline void PrefetchTile(const uint8_t* codes, size_t bytes) {
-  PrefetchLines<kAllLines>(codes + kPrefetchBytes, bytes);
+  PrefetchLines(codes + kPrefetchBytes, bytes);
 }
 
 // Walks kPrefetchBytes ahead of a panel kernel, and at the panel's end into what is read next: with

@@ -37,6 +37,7 @@ struct Panel {
   bool whole;             // the record's next section lies behind the codes: worth prefetching
   const uint8_t* next;    // codes that are read after these, or null: prefetching goes on there
   bool cached;            // from a pass before: prefetching is in `next` from the start
+  bool few_fetches;       // the processor fetches lines that are read in order by itself
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].

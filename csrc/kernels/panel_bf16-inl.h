@@ -51,7 +51,7 @@ void Bf16Panel(const Panel& panel, const float* const* x, float* const* y, bool 
   constexpr size_t kStep = kTilesPerBlock * kTileBytes;
   // Unpacking takes as long as reading when three or four tokens' products come on top.
   constexpr bool kWaits = !Weight::kScaled || M <= 2;
-  constexpr int kFetch = kWaits ? kSomeLines : kAllLines;
+  const bool few = kWaits && panel.few_fetches;
   // Tiles of outputs that share a load of an input.
   constexpr int kTiles = kWaits ? 1 : 2;
   const uint8_t* codes = panel.codes;
@@ -77,7 +77,7 @@ void Bf16Panel(const Panel& panel, const float* const* x, float* const* y, bool 
       const auto* inputs = rounded[turn % 2];
       round_tile(rounded[++turn % 2], k_tile + 1 < panel.k_tiles ? k_tile + 1 : 0);
       for (int t = 0; t < kTilesPerBlock; t += kTiles) {
-        PrefetchLines<kFetch>(fetch, kTiles * kTileBytes);
+        PrefetchLines(fetch, kTiles * kTileBytes, few);
         __m512 sum[M][kTiles][2];
         for (int m = 0; m < M; ++m) {
           for (auto& of_tile : sum[m]) of_tile[0] = of_tile[1] = _mm512_setzero_ps();

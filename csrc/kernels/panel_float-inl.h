@@ -127,7 +127,7 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
   constexpr int kInputs = 32 / Weight::kBits;  // of a line
   constexpr int kLines = kTileK / kInputs;
   // Decoding a weight takes as long as reading it, but for bf16.
-  constexpr int kFetch = std::is_same_v<Weight, Bf16Weight> ? kSomeLines : kAllLines;
+  const bool few = std::is_same_v<Weight, Bf16Weight> && panel.few_fetches;
   constexpr size_t kStep = kTilesPerBlock * kTileBytes;
   const uint8_t* codes = panel.codes;
   Ahead ahead(panel, kStep);
@@ -140,7 +140,7 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
       if constexpr (Weight::kScaled) scales.Next();
       const uint8_t* fetch = ahead.Step(kStep);
       for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes, fetch += kTileBytes) {
-        PrefetchLines<kFetch>(fetch, kTileBytes);
+        PrefetchLines(fetch, kTileBytes, few);
         for (int part = 0; part < kParts; ++part) {
           const int n = t * kTileN + part * Simd::kLanes;
           for (int g = 0; g < kGroups; ++g) {

@@ -99,22 +99,21 @@ Simd::I FinishSums(const Simd::I* sums) {
 
 inline Simd::I Offset(const int32_t& value) { return Simd::Set1Bits(static_cast<uint32_t>(value)); }
 
-// kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
-template <class Weight, int kGroups, bool kZeroPoints, int M>
+// kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2. kFew:
+// few lines are fetched ahead.
+template <class Weight, int kGroups, bool kZeroPoints, int M, bool kFew>
 void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accumulate) {
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kPerLine = kOperands<Weight>;
   constexpr int kLines = kTileOperands / kPerLine;
   constexpr int kSums = kTileSums<Weight, kGroups>;
   constexpr int kGroupSums = kSums / kGroups;
-  // One or two tokens wait for memory, which gives most when lines are read in order; four bits
-  // without a dot product of bytes do not.
-  constexpr bool kWaits = M <= 2 && (Simd::kDotBits == 32 || kPerLine == 1);
-  // Vectors of outputs that are summed side by side, and those that share a load of an input.
-  // Four pay where all sums fit 32 registers; weights of four bits need too many beside.
+  // Vectors of outputs that are summed side by side, and those that share a load of an input: one
+  // where that saves few loads, because memory gives most when lines are read in order. Four pay
+  // where all sums fit 32 registers; weights of four bits need too many beside.
+  constexpr bool kInOrder = kGroups == 1 && M * kPerLine <= 2;
   constexpr int kMostShared = kPerLine == 1 && kSums == 1 && Simd::kLanes == 16 ? 4 : 2;
-  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 && !kWaits ? kMostShared : 1;
-  constexpr int kFetch = kWaits ? kSomeLines : kAllLines;
+  constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 && !kInOrder ? kMostShared : 1;
   constexpr int kV = kShared > kParts ? kShared : kParts;
   // The offset of weights without zero points is an integer: sums of 32 bits begin with it.
   constexpr bool kInDot = Weight::kOffset && !kZeroPoints && Simd::kDotBits == 32;
@@ -142,8 +141,8 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
       }
 #pragma GCC unroll 4
       for (int first = 0; first < kBlockN; first += kV * Simd::kLanes) {
-        PrefetchLines<kFetch>(fetch + first / kTileN * kTileBytes,
-                              kV * Simd::kLanes / kTileN * kTileBytes);
+        PrefetchLines(fetch + first / kTileN * kTileBytes, kV * Simd::kLanes / kTileN * kTileBytes,
+                      kFew);
         const auto output = [&](int v) { return first + v * Simd::kLanes; };
         Simd::I dot[M][kV][kSums];
         for (int m = 0; m < M; ++m) {
@@ -206,7 +205,16 @@ template <class Weight, int kGroups, bool kZeroPoints>
 void Int8Tokens(const Panel& panel, const Int8Row* x, int tokens, float* const* y,
                 bool accumulate) {
   WithCount<kMaxTokens>(tokens, [&]<int M>() {
-    Int8Panel<Weight, kGroups, kZeroPoints, M>(panel, x, y, accumulate);
+    // One or two tokens wait for memory, unless four bits lack a dot product of bytes, or have
+    // twice the scales.
+    constexpr bool kDots = Simd::kDotBits == 32 || kOperands<Weight> == 1;
+    if constexpr (kDots && kGroups == 1 && M <= 2) {
+      if (panel.few_fetches) {
+        Int8Panel<Weight, kGroups, kZeroPoints, M, true>(panel, x, y, accumulate);
+        return;
+      }
+    }
+    Int8Panel<Weight, kGroups, kZeroPoints, M, false>(panel, x, y, accumulate);
   });
 }
 

@@ -39,7 +39,7 @@ FUSED_TOKENS = 128
 def multiplies_bf16(isa: _core.Isa, dtype: _core.Dtype) -> bool:
     """Whether a level rounds inputs to bf16, for few tokens too; with float activations it never does."""
     exact = (_core.Dtype.FP8_E4M3, _core.Dtype.FP8_E5M2, _core.Dtype.BF16)
-    return isa in (_core.Isa.BF16, _core.Isa.AMX) and dtype in exact
+    return isa == _core.Isa.BF16 and dtype in exact
 
 
 def rounds_prompts(isa: _core.Isa, dtype: _core.Dtype) -> bool:
