@@ -43,6 +43,8 @@ class Ahead {
         steps_left_(int64_t{panel.blocks} * panel.k_tiles - kPrefetchBytes / step) {
     if (steps_left_ <= 0 || panel.cached) Switch();
   }
+  // Whether the next step's lines are of what is read next: there nobody reads in order yet.
+  bool InNext() const { return in_next_; }
   // Where to fetch; the next step's is `step` further.
   const uint8_t* Step(int64_t step) {
     const uint8_t* at = at_;
@@ -53,13 +55,16 @@ class Ahead {
 
  private:
   void Switch() {
-    if (next_ != nullptr) at_ = next_;
+    if (next_ == nullptr) return;
+    at_ = next_;
     next_ = nullptr;
+    in_next_ = true;
   }
 
   const uint8_t* at_;
   const uint8_t* next_;
   int64_t steps_left_;
+  bool in_next_ = false;
 };
 
 // A block's sums for M tokens, [token][tile][part].

@@ -111,7 +111,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   // Vectors of outputs that are summed side by side, and those that share a load of an input: one
   // where that saves few loads, because memory gives most when lines are read in order. Four pay
   // where all sums fit 32 registers; weights of four bits need too many beside.
-  constexpr bool kInOrder = kGroups == 1 && M * kPerLine <= 2;
+  constexpr bool kInOrder = kFew || (kGroups == 1 && M * kPerLine <= 2);
   constexpr int kMostShared = kPerLine == 1 && kSums == 1 && Simd::kLanes == 16 ? 4 : 2;
   constexpr int kShared = Simd::kDotBits == 32 && kGroupSums == 1 && !kInOrder ? kMostShared : 1;
   constexpr int kV = kShared > kParts ? kShared : kParts;
@@ -128,7 +128,9 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
     scales.BeginBlock();
     for (int k_tile = 0; k_tile < panel.k_tiles; ++k_tile) {
       scales.Next();
+      const bool in_next = ahead.InNext();
       const uint8_t* fetch = ahead.Step(kStep);
+      if (kFew && in_next && !panel.cached) PrefetchLines(fetch, kStep);
       float minus_sum[M][kGroups];
       int32_t minus_offset[M][kGroups];
       for (int m = 0; m < M; ++m) {
