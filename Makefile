@@ -52,12 +52,12 @@ check: build view  ## Lint, format, types, stub and room walls
 	$(BIN)/mypy --strict -p lsg
 	MYPYPATH=build/view $(BIN)/python -m mypy.stubtest lsg._core --allowlist .ci/stubtest-allowlist.txt
 	$(BIN)/lint-imports
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/cpp -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: setup  ## Rewrite the sources as `check` wants them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	find csrc tests/cpp -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 test: build  ## The whole test suite; `make test PYTEST_ADDOPTS="-m 'not server'"` for the quick part
 	$(BIN)/pytest
@@ -73,6 +73,7 @@ sanitize: setup view  ## The core under ASan and UBSan, the thread pool under Th
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/tsan -DCMAKE_CXX_FLAGS="-O2 -fsanitize=thread" && \
 		cmake --build build/tsan --target test_pool
 	build/asan/tests/cpp/test_pool
+	build/asan/tests/cpp/test_panels
 	setarch -R build/tsan/tests/cpp/test_pool
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests \
 		$(BIN)/pytest -p sanitized tests/kernels tests/format tests/memory

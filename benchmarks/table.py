@@ -120,7 +120,7 @@ def _engine(result: dict[str, Any]) -> str:
         for name in dict.fromkeys(cell["instruction"] for cell in cells)
     )
     what = (
-        f"Weights cold, {result['activations']} activations, `--load {result['load']}`. Limits: {memory} "
+        f"Weights cold, `--activations {result['activations']}`, `--load {result['load']}`. Limits: {memory} "
         f"GB/s read from memory; {peaks} GOP/s. In a cell: ms a layer; GB/s of the chosen experts or, where "
         "arithmetic binds, GOP/s; how much that is of the limit that binds."
     )
@@ -146,7 +146,7 @@ def _engine_summary(result: dict[str, Any]) -> str:
     shapes = ", ".join(dict.fromkeys(cell["shape"] for cell in cells))
     what = (
         f"Percent of the limit that binds, memory's or the fastest instruction's; shapes {shapes}, "
-        f"{result['activations']} activations."
+        f"`--activations {result['activations']}`."
     )
     return section(result["machine"], what, ["", *formats], rows, "Median of the shapes (lowest … highest).")
 

@@ -29,7 +29,7 @@ PLUGIN_GROUP = "sglang.srt.plugins"
 @click.option(
     "--activations",
     type=click.Choice(settings.ACTIVATIONS),
-    help="Experts' inputs: int8 in groups of 32 (default; 128 in AMX prompts), or unrounded.",
+    help="Experts' inputs: rounded to int8 or bf16 (default), or floats.",
 )
 @click.option(
     "--bind", type=click.Choice(placement.BINDINGS), help="Pin threads to cores (default) or to NUMA nodes."

@@ -88,7 +88,7 @@ struct Weights {
         .whole = true,
         .next = nullptr,
         .cached = false,
-        .few_fetches = FetchesLinesInOrder()};
+        .few_fetches = NeedsFewFetches()};
   }
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;

@@ -90,7 +90,7 @@ Isa SelectIsa(std::string_view name) {
                             "'; usable here: " + Join(usable));
 }
 
-bool FetchesLinesInOrder() {
+bool NeedsFewFetches() {
   static const bool amd = [] {
     uint32_t eax, ebx, ecx, edx;
     return __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == signature_AMD_ebx &&

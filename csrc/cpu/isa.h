@@ -18,8 +18,9 @@ std::vector<Isa> UsableIsas();
 // Throws UnsupportedIsaError for an unknown name or one above what the processor has.
 Isa SelectIsa(std::string_view name);
 
-// Whether this processor fetches lines that are read in order by itself, so that software need ask
-// for few of them ahead: AMD's. Measured on Zen 4 and on Intel's Sapphire Rapids.
-bool FetchesLinesInOrder();
+// Whether this processor fetches lines that are read in order by itself so well that software had
+// better ask for few of them ahead. So it is on Zen 4, and assumed of all of AMD's; on Intel's
+// Sapphire Rapids it is not.
+bool NeedsFewFetches();
 
 }  // namespace lsg

@@ -24,8 +24,8 @@ namespace lsg {
 
 struct ExpertRange;
 
-// kInt8: for weights that have such kernels; bf16 for the others where the level multiplies it,
-// else float.
+// kInt8: for weights that have such kernels; on the BF16 level fp8 and bf16 weights meet bf16.
+// Others, and all with kFloat, meet floats, but prompts where the level multiplies bf16.
 enum class ActivationPrecision { kInt8, kFloat };
 
 struct EngineOptions {

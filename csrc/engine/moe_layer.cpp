@@ -48,7 +48,7 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
           .whole = block_end - block_begin == s.blocks,
           .next = nullptr,
           .cached = false,
-          .few_fetches = FetchesLinesInOrder()};
+          .few_fetches = NeedsFewFetches()};
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ class MoeLayer {
   const ActivationSpec& activation() const { return activation_; }
   const PanelKernels& gate_up_kernels() const { return gate_up_; }
   const PanelKernels& down_kernels() const { return down_; }
-  // Whether the panel takes int8 inputs; otherwise they are float.
+  // Whether the panel takes int8 inputs; otherwise they are float, which a kernel may round.
   bool int8_gate_up() const { return gate_up_.int8 != nullptr; }
   bool int8_down() const { return down_.int8 != nullptr; }
   const SweepKernels& gate_up_sweep() const { return Sweep(gate_up_); }

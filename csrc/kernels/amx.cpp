@@ -24,6 +24,7 @@ constexpr void UseInt8(PanelKernels& kernels) {
 }
 
 // Few tokens read weights faster than any unit multiplies them: only the sweeps differ from VNNI's.
+// The BF16 level's panels gained nothing on 16 threads, and fp8 lost 10 % with 64 tokens.
 constexpr Kernels WithMatrixUnit() {
   Kernels table = MakeTable(Isa::kAmx);
   UseForFloats<kSweepInt4Bf16<1>, NibbleOrder>(table.int4);

@@ -8,7 +8,7 @@ namespace lsg::bf16 {
 namespace {
 
 // Formats that have no int8 kernels: products of int8 are twice as many an instruction, and exact.
-constexpr Kernels WithBf16Sweeps() {
+constexpr Kernels WithBf16Products() {
   Kernels table = MakeTable(Isa::kBf16);
   UseBf16Panels(table);
   table.fp8_e4m3.f32_sweep = &kBf16Sweep<Fp8Pairs<4>>;
@@ -21,7 +21,7 @@ constexpr Kernels WithBf16Sweeps() {
 }  // namespace
 
 const Kernels& Table() {
-  static constexpr Kernels kTable = WithBf16Sweeps();
+  static constexpr Kernels kTable = WithBf16Products();
   return kTable;
 }
 

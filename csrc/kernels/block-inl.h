@@ -43,7 +43,8 @@ class Ahead {
         steps_left_(int64_t{panel.blocks} * panel.k_tiles - kPrefetchBytes / step) {
     if (steps_left_ <= 0 || panel.cached) Switch();
   }
-  // Whether the next step's lines are of what is read next: there nobody reads in order yet.
+  // Whether the next step's lines are of what is read next: there nobody reads in order yet. Short
+  // records of four bits came 2 to 6 % faster when all of them were fetched, others did not.
   bool InNext() const { return in_next_; }
   // Where to fetch; the next step's is `step` further.
   const uint8_t* Step(int64_t step) {

@@ -37,7 +37,7 @@ struct Panel {
   bool whole;             // the record's next section lies behind the codes: worth prefetching
   const uint8_t* next;    // codes that are read after these, or null: prefetching goes on there
   bool cached;            // from a pass before: prefetching is in `next` from the start
-  bool few_fetches;       // the processor fetches lines that are read in order by itself
+  bool few_fetches;       // NeedsFewFetches()
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].
@@ -162,7 +162,7 @@ struct PanelKernels {
   PanelFloatFn f32 = nullptr;
   const SweepKernels* int8_sweep = nullptr;
   const SweepKernels* f32_sweep = nullptr;
-  PanelFloatFn bf16 = nullptr;  // f32 that rounds inputs to bf16; null where it is not faster
+  PanelFloatFn bf16 = nullptr;  // as f32, inputs rounded to bf16; null where that gains nothing
 };
 
 struct Kernels {

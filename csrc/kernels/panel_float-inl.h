@@ -181,16 +181,8 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
 template <class Weight, int kGroups>
 void FloatEntry(const Panel& panel, const float* const* x, int tokens, float* const* y,
                 bool accumulate) {
-  switch (tokens) {
-    case 1:
-      return FloatPanel<Weight, kGroups, 1>(panel, x, y, accumulate);
-    case 2:
-      return FloatPanel<Weight, kGroups, 2>(panel, x, y, accumulate);
-    case 3:
-      return FloatPanel<Weight, kGroups, 3>(panel, x, y, accumulate);
-    default:
-      return FloatPanel<Weight, kGroups, 4>(panel, x, y, accumulate);
-  }
+  WithCount<kMaxTokens>(tokens,
+                        [&]<int M>() { FloatPanel<Weight, kGroups, M>(panel, x, y, accumulate); });
 }
 
 }  // namespace

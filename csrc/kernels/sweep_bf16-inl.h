@@ -15,9 +15,9 @@ using BlockWeights = Bf16Weights<kTilesPerBlock>;
 
 // Tokens whose sums, a block of outputs each, fit the registers.
 constexpr int kBf16SweepTokens = 6;
-// Measured with 128 experts, 8 a token, on 2 cores of a Zen 4, ms for 48, 64 and 128 tokens: bf16
-// 31, 36 and 60 in one pass, 27, 28 and 41 in two; fp8 30, 37 and 69, 31, 35 and 43. A token's bits
-// are to be the same as alone for as long as that costs little.
+// Measured with 128 experts, 8 a token, on 2 cores of a Zen 4, ms for 66, 80, 96 and 128 tokens:
+// bf16 44, 48, 54 and 60 in one pass, 42, 46, 47 and 48 in two; fp8 27, 32, 36 and 63, 30, 33, 36
+// and 45. A token's bits are to be the same as alone for as long as that costs little.
 constexpr int kBf16WorthTokens = 4;
 
 inline __m512bh PairsAt(const void* p) { return std::bit_cast<__m512bh>(_mm512_loadu_si512(p)); }

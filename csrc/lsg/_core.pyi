@@ -337,9 +337,10 @@ class Engine:
     threads: workers of a single node, pinned nowhere; or nodes: the workers of each NUMA node, which read
     only the units of their node. The calling thread is the first worker of a single node if that one may run
     anywhere; else it only waits. isa: a level's name, empty for the highest. activations: "int8" (groups of
-    32; default; bf16 for fp8 and bf16 weights, where the level multiplies that) or "float" (weights dequantised,
-    exact activations). spin_us: how long a worker without work
-    spins before it sleeps; 0 saves power. Raises CapacityError when a worker cannot be started or pinned.
+    32; default; fp8 and bf16 weights meet bf16 on the BF16 level, else floats) or "float" (weights
+    dequantised, exact activations but in prompts, where the level multiplies bf16). spin_us: how long a
+    worker without work spins before it sleeps; 0 saves power. Raises CapacityError when a worker cannot be
+    started or pinned.
     """
 
     def __init__(

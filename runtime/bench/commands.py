@@ -44,7 +44,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(settings.ACTIVATIONS),
     default="int8",
     show_default=True,
-    help="Experts' inputs: int8 in groups of 32 (128 in AMX prompts), or unrounded.",
+    help="Experts' inputs: rounded to int8 or bf16, or floats.",
 )
 @click.option(
     "--load",

@@ -349,6 +349,7 @@ class Rounding(enum.Enum):
     INT8 = enum.auto()
     # In groups of 128, and weights as well.
     COARSE_INT8 = enum.auto()
+    # To bf16; weights are exact.
     BF16_INPUTS = enum.auto()
     # And weights that are not bf16.
     BF16 = enum.auto()

@@ -15,6 +15,7 @@ from layers import (
     forward,
     oracle,
     random_layer,
+    round_bf16,
 )
 
 from lsg import LsgError, _core
@@ -37,7 +38,7 @@ FUSED_TOKENS = 128
 
 
 def multiplies_bf16(isa: _core.Isa, dtype: _core.Dtype) -> bool:
-    """Whether a level rounds inputs to bf16, for few tokens too; with float activations it never does."""
+    """Whether a level rounds inputs to bf16, for few tokens too, unless floats are asked for."""
     exact = (_core.Dtype.FP8_E4M3, _core.Dtype.FP8_E5M2, _core.Dtype.BF16)
     return isa == _core.Isa.BF16 and dtype in exact
 
@@ -121,16 +122,56 @@ def test_activations(tmp_path: Path, kind: _core.Activation, gated: bool, isa: s
         check(layer, engine, handle, tokens, "float", kind=kind, **params)
 
 
+@pytest.mark.parametrize("fmt", ["fp8-f32-32x128", "e5m2-f32-row", "bf16"])
+def test_inputs_are_rounded_to_bf16_where_the_level_multiplies_it(tmp_path: Path, fmt: str):
+    layer = random_layer(tmp_path / "r.lsgb", fmt=fmt, hidden=200, intermediate=130)
+    rng = np.random.default_rng(4)
+    hidden = rng.normal(size=(7, 200)).astype(np.float32)
+    # Some lie halfway between two numbers of bf16.
+    bits = hidden.view(np.uint32)
+    bits[:, ::5] = bits[:, ::5] & 0xFFFF0000 | 0x8000
+    ids, weights = routing(rng, 7, 4, 3)
+    for isa in ISAS:
+        for activations in ("int8", "float"):
+            engine = _core.Engine(threads=1, isa=isa, activations=activations)
+            handle = engine.add_layer(str(layer.path))
+            got = forward(engine, handle, hidden, ids, weights)
+            of_rounded = forward(engine, handle, round_bf16(hidden).astype(np.float32), ids, weights)
+            rounded = activations == "int8" and multiplies_bf16(engine.isa, layer.spec.gate_up.dtype)
+            assert (got.tobytes() == of_rounded.tobytes()) == rounded
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_situ_keeps_its_precision_at_every_size(tmp_path: Path, isa: str):
-    """An identity for gate, up and down: what comes out is the activation alone."""
-    layer = random_layer(tmp_path / "s.lsgb", fmt="bf16", hidden=64, intermediate=64, experts=1)
+def test_activations_are_rounded_to_bf16_where_the_level_multiplies_it(tmp_path: Path, isa: str):
+    layer = identity_layer(tmp_path / "r.lsgb")
+    rng = np.random.default_rng(4)
+    hidden = round_bf16(rng.normal(size=(5, 64)).astype(np.float32)).astype(np.float32)
+    ids, weights = np.zeros((5, 1), np.int32), np.ones((5, 1), np.float32)
+    found = {}
+    for activations in ("int8", "float"):
+        engine = _core.Engine(threads=1, isa=isa, activations=activations)
+        handle = engine.add_layer(str(layer.path))
+        found[activations] = forward(engine, handle, hidden, ids, weights)
+    want = round_bf16(found["float"]) if multiplies_bf16(engine.isa, _core.Dtype.BF16) else found["float"]
+    assert (found["int8"] == want).all()
+    assert (round_bf16(found["float"]) != found["float"]).any()
+
+
+def identity_layer(path: Path) -> RandomLayer:
+    """One expert whose gate, up and down are the identity: what comes out is the activation alone."""
+    layer = random_layer(path, fmt="bf16", hidden=64, intermediate=64, experts=1)
     one = _core.Matrix(np.where(np.eye(64), 0x3F80, 0).astype(np.uint16))
     data = bytearray(layer.path.read_bytes())
     for unit, record in enumerate(_core.pack_expert(layer.spec, one, one, one)):
         at = layer.spec.record_offset(unit, 0)
         data[at : at + len(record)] = record.tobytes()
     layer.path.write_bytes(data)
+    return layer
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_situ_keeps_its_precision_at_every_size(tmp_path: Path, isa: str):
+    layer = identity_layer(tmp_path / "s.lsgb")
     engine = _core.Engine(threads=1, isa=isa, activations="float")
     magnitudes = np.logspace(-15, 2, 64 * 63).astype(np.float32)
     x = np.concatenate([magnitudes, -magnitudes, np.zeros(128, np.float32)]).reshape(-1, 64)
@@ -365,12 +406,15 @@ def test_no_tokens(tmp_path: Path):
     engine.forward(handle, 0, 0, 0, 0, tokens=0, top_k=3, dtype="bf16")
 
 
-@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "bf16"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", ["int4-bf16-g32", "fp8-f32-32x128", "bf16"])
 @pytest.mark.parametrize("activations", ["int8", "float"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_inputs_stay_in_their_token(tmp_path: Path, bad: float, activations: str, fmt: str):
+def test_non_finite_inputs_stay_in_their_token(
+    tmp_path: Path, bad: float, activations: str, fmt: str, isa: str
+):
     layer = random_layer(tmp_path / "i.lsgb", fmt=fmt, hidden=64, intermediate=64)
-    engine = _core.Engine(threads=2, activations=activations)
+    engine = _core.Engine(threads=2, isa=isa, activations=activations)
     handle = engine.add_layer(str(layer.path))
     rng = np.random.default_rng(0)
     for tokens in (6, 140):

@@ -34,7 +34,7 @@ class Expected:
 def expected(model: Path, tokens: int, share: float) -> Expected:
     """Every term computed apart, by an engine that has only its unit, of tokens that have only its expert."""
     content = manifest.load(model)
-    # Every level below BF16 gives these bits; those above round a long prompt's inputs to bf16.
+    # Every level below BF16 gives these bits; those above round inputs.
     engine = _core.Engine(threads=2, isa="scalar")
     values, bounds = [], []
     for layer in content.layers:
