@@ -86,7 +86,7 @@ struct Weights {
         .scale_rows = rows,
         .global_scale = {1.0f, 1.0f},
         .whole = true,
-        .next = nullptr,
+        .next = {},
         .cached = false,
         .few_fetches = NeedsFewFetches()};
   }

@@ -91,10 +91,10 @@ class MoeEngine {
 
   // one_pass.cpp
   void Fused(const MoeLayer& layer, int tokens);
-  const uint8_t* CodesOf(const MoeLayer& layer, int unit, int index) const;
-  void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, const uint8_t* next,
+  PanelStart StartOf(const MoeLayer& layer, int unit, int index) const;
+  void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, PanelStart next,
                 float* sums, uint8_t* filled) const;
-  void SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8_t* next, float* sums,
+  void SumUnit(const MoeLayer& layer, int unit, int tokens, PanelStart next, float* sums,
                uint8_t* filled) const;
   // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
   void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,

@@ -46,7 +46,7 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
           .scale_rows = static_cast<int>(format.scale_rows),
           .global_scale = {1.0f, 1.0f},
           .whole = block_end - block_begin == s.blocks,
-          .next = nullptr,
+          .next = {},
           .cached = false,
           .few_fetches = NeedsFewFetches()};
 }

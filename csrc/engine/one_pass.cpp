@@ -82,15 +82,15 @@ void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedTo
 }
 
 // Where SumRange begins to read a unit of one of the routed experts.
-const uint8_t* MoeEngine::CodesOf(const MoeLayer& layer, int unit, int index) const {
-  return layer.GateUpPanel(unit, workspace_->routing.experts[index].expert).codes;
+PanelStart MoeEngine::StartOf(const MoeLayer& layer, int unit, int index) const {
+  return layer.GateUpPanel(unit, workspace_->routing.experts[index].expert).start();
 }
 
 // The sums of one unit and range of experts, for the tokens that route there; of others nothing is
-// written. next: the codes that this worker reads then, if it is known. sums [tokens, out_stride],
+// written. next: what this worker reads then, if it is known. sums [tokens, out_stride],
 // filled [tokens]: which rows are.
-void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& range,
-                         const uint8_t* next, float* sums, uint8_t* filled) const {
+void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, PanelStart next,
+                         float* sums, uint8_t* filled) const {
   const Workspace& ws = *workspace_;
   const auto& experts = ws.routing.experts;
   const int stride = layer.out_stride();
@@ -101,17 +101,17 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
     const ExpertTokens& expert = experts[e];
     Panel gate_up = layer.GateUpPanel(unit, expert.expert);
     Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
-    const uint8_t* then = e + 1 < range.end ? CodesOf(layer, unit, e + 1) : next;
-    gate_up.next = down.codes;
+    const PanelStart then = e + 1 < range.end ? StartOf(layer, unit, e + 1) : next;
+    gate_up.next = down.start();
     down.next = then;
     const float* bias = unit == 0 ? layer.DownBias(expert.expert) : nullptr;
     const auto routed = ws.routing.TokensOf(expert);
     for (size_t at = 0; at < routed.size(); at += kMaxTokens) {
       const int count = static_cast<int>(std::min<size_t>(kMaxTokens, routed.size() - at));
-      if (at > 0 && then != nullptr) {
+      if (at > 0 && then.codes != nullptr) {
         // This record is in the cache, so memory is free for the next.
         gate_up.next = then;
-        down.next = then + (down.codes - gate_up.codes);
+        down.next = {.codes = then.codes + (down.codes - gate_up.codes)};
         gate_up.cached = down.cached = true;
       }
       GateUp(layer, gate_up, routed.data() + at, count, act_rows);
@@ -135,15 +135,16 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
 
 // All ranges of a unit, added up in order: what the join would do with the sums of single ranges,
 // but in this core's cache.
-void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, const uint8_t* next,
-                        float* sums, uint8_t* filled) const {
+void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, PanelStart next, float* sums,
+                        uint8_t* filled) const {
   const int stride = layer.out_stride();
   thread_local Scratch<float> range_sums;
   thread_local std::vector<uint8_t> range_filled;
   const auto& ranges = workspace_->expert_ranges;
   for (size_t r = 0; r < ranges.size(); ++r) {
     const ExpertRange& range = ranges[r];
-    const uint8_t* then = r + 1 < ranges.size() ? CodesOf(layer, unit, ranges[r + 1].begin) : next;
+    const PanelStart then =
+        r + 1 < ranges.size() ? StartOf(layer, unit, ranges[r + 1].begin) : next;
     if (r == 0) {
       SumRange(layer, unit, range, then, sums, filled);
       continue;
@@ -190,10 +191,10 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   };
   const auto start_of = [&](int node, int task) {
     const UnitRange units = layer.UnitsOf(node);
-    return CodesOf(layer, units.begin + task % units.size(), range_of(node, task).begin);
+    return StartOf(layer, units.begin + task % units.size(), range_of(node, task).begin);
   };
-  // `next`: where the worker's next task starts, or null.
-  const auto compute = [&](int node, int task, const uint8_t* next) {
+  // `next`: where the worker's next task starts, if it is known.
+  const auto compute = [&](int node, int task, PanelStart next) {
     NodeWorkspace& mine = ws.nodes[node];
     const UnitRange units = layer.UnitsOf(node);
     const int at = task % units.size(), unit = units.begin + at;
@@ -238,7 +239,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
       const bool many = next + 2 * workers <= tasks;
       // Others may have taken them all meanwhile.
       const int then = many ? next++ : tasks;
-      compute(node, task, then < tasks ? start_of(node, then) : nullptr);
+      compute(node, task, then < tasks ? start_of(node, then) : PanelStart{});
       task = many ? then : next++;
     }
     pool_->SyncNode();

@@ -40,6 +40,7 @@ class Ahead {
   Ahead(const Panel& panel, int64_t step)
       : at_(panel.codes + kPrefetchBytes),
         next_(panel.next),
+        first_scales_(panel.scale_rows == 1 ? kFirstScales : kLineBytes),
         steps_left_(int64_t{panel.blocks} * panel.k_tiles - kPrefetchBytes / step) {
     if (steps_left_ <= 0 || panel.cached) Switch();
   }
@@ -56,14 +57,19 @@ class Ahead {
 
  private:
   void Switch() {
-    if (next_ == nullptr) return;
-    at_ = next_;
-    next_ = nullptr;
+    if (next_.codes == nullptr) return;
+    at_ = next_.codes;
+    if (next_.scales != nullptr) PrefetchLines(next_.scales, first_scales_);
+    next_ = {};
     in_next_ = true;
   }
 
+  // Of eight groups, as ScaleWalk decodes them at once, where rows have scales of their own.
+  static constexpr size_t kFirstScales = 1024;
+
   const uint8_t* at_;
-  const uint8_t* next_;
+  PanelStart next_;
+  size_t first_scales_;
   int64_t steps_left_;
   bool in_next_ = false;
 };
@@ -198,9 +204,13 @@ inline const uint8_t* CodesAt(const Panel& panel, int bits, int block, int k_til
 template <int kGroups>
 class ScaleWalk {
  public:
-  // `factor`, `shift` and `otherwise` are those of GroupScales.
-  ScaleWalk(const Panel& panel, float factor, float shift, float otherwise)
-      : panel_(panel), factor_(factor), shift_(shift) {
+  // `factor`, `shift` and `otherwise` are those of GroupScales. `fetch`: a run ahead, into L1.
+  ScaleWalk(const Panel& panel, float factor, float shift, float otherwise, bool fetch = false)
+      : panel_(panel),
+        factor_(factor),
+        shift_(shift),
+        group_bytes_(kBlockN / panel.scale_rows * BytesOf(panel.scale_dtype)),
+        fetch_(fetch) {
     if (panel.zero_points == nullptr) run_.LoadZeroPoints(panel, 0, kRun, shift, otherwise);
   }
 
@@ -214,6 +224,12 @@ class ScaleWalk {
     if (group_ % kRun != 0) return;
     const int left = panel_.blocks * panel_.scale_groups - group_;
     const int count = left < kRun ? left : kRun;
+    if (fetch_) {
+      const uint8_t* next_run = panel_.scales + int64_t{group_ + kRun} * group_bytes_;
+      for (int at = 0; at < kRun * group_bytes_; at += kLineBytes) {
+        __builtin_prefetch(next_run + at, 0, 3);
+      }
+    }
     run_.Load(panel_, group_, count, factor_);
     if (panel_.zero_points != nullptr) run_.LoadZeroPoints(panel_, group_, count, shift_, 0.0f);
   }
@@ -226,6 +242,8 @@ class ScaleWalk {
   static constexpr int kRun = 8;
   const Panel& panel_;
   const float factor_, shift_;
+  const int group_bytes_;
+  const bool fetch_;
   int group_ = -kGroups, tiles_left_ = 0;
   GroupScales<kRun> run_;
 };

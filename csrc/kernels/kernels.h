@@ -21,6 +21,12 @@ inline constexpr int kMaxTokens = 4;
 // and 1 % on 16 Xeon cores, a quarter 10 % there; non-temporal hints, past L2, a third.
 inline constexpr int kPrefetchBytes = 8192;
 
+// Where a panel's codes and scales begin, to be fetched before it is read; null: not known.
+struct PanelStart {
+  const uint8_t* codes = nullptr;
+  const uint8_t* scales = nullptr;
+};
+
 // A run of blocks of one panel, with its scales wherever they lie.
 struct Panel {
   const uint8_t* codes;        // [blocks][k_tiles][4 tiles]
@@ -35,9 +41,11 @@ struct Panel {
   int scale_rows;
   float global_scale[2];  // of a block's first and second 32 outputs
   bool whole;             // the record's next section lies behind the codes: worth prefetching
-  const uint8_t* next;    // codes that are read after these, or null: prefetching goes on there
+  PanelStart next;        // what is read after these: prefetching goes on there
   bool cached;            // from a pass before: prefetching is in `next` from the start
   bool few_fetches;       // NeedsFewFetches()
+
+  PanelStart start() const { return {codes, scales}; }
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].

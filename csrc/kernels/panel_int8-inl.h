@@ -122,7 +122,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   Ahead ahead(panel, kStep);
   BlockSums<M> sums;
   ScaleWalk<kGroups> scales(panel, Weight::kScale, Weight::kZeroPointShift,
-                            Weight::kDefaultZeroPoint);
+                            Weight::kDefaultZeroPoint, kFew);
   for (int block = 0; block < panel.blocks; ++block) {
     sums.Begin(panel, block, y, accumulate);
     scales.BeginBlock();

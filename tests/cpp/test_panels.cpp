@@ -48,7 +48,7 @@ std::vector<float> Outputs(const Kernels& kernels, const PanelFormat& format, in
                     .scale_rows = static_cast<int>(format.scale_rows),
                     .global_scale = {1.0f, 1.0f},
                     .whole = true,
-                    .next = codes.data(),
+                    .next = {codes.data(), scales.data()},
                     .cached = false,
                     .few_fetches = few};
   std::vector<float> x(size_t{kMaxTokens} * kInputs);
