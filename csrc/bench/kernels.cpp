@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
+#include "bench/random_panel.h"
 #include "cpu/isa.h"
 
 namespace lsg {
@@ -39,69 +39,6 @@ const Format kFormats[] = {
       .global_scale = true}},
 };
 
-// Memory that begins with a line.
-class Aligned {
- public:
-  explicit Aligned(size_t bytes) : memory_(bytes + 64) {}
-  uint8_t* data() {
-    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64);
-  }
-
- private:
-  std::vector<uint8_t> memory_;
-};
-
-std::vector<float> Floats(int count) {
-  std::minstd_rand random(1);
-  std::vector<float> values(count);
-  for (float& value : values) value = static_cast<float>(random() % 2001) / 1000 - 1;
-  return values;
-}
-
-// Random codes that are finite in every format, and scales that are small powers of two.
-struct Weights {
-  explicit Weights(const PanelFormat& format) : codes(code_bytes(format)) {
-    std::minstd_rand random(1);
-    for (size_t i = 0; i < code_bytes(format); ++i) {
-      codes.data()[i] = static_cast<uint8_t>(random() >> 8) & 0x77;
-    }
-    const bool scaled = format.scale_dtype != ScaleDtype::kNone;
-    const int groups = scaled ? kInputs / static_cast<int>(format.scale_k) : 0;
-    const int rows = static_cast<int>(format.scale_rows);
-    if (scaled) {
-      // 0x3c3c3c3c is about 0.01 in f32 and bf16, 1.5 in e4m3 and 2^-67 in e8m0.
-      scales.assign(size_t{kBlocks} * groups * (kBlockN / rows) * BytesOf(format.scale_dtype),
-                    0x3c);
-    }
-    panel = {
-        .codes = codes.data(),
-        .scales = scaled ? scales.data() : nullptr,
-        .zero_points = nullptr,
-        .bias = nullptr,
-        .blocks = kBlocks,
-        .k_tiles = kTiles,
-        .scale_groups = groups,
-        .tiles_per_scale = scaled ? std::max(static_cast<int>(format.scale_k) / kTileK, 1) : kTiles,
-        .scale_dtype = format.scale_dtype,
-        .scale_rows = rows,
-        .global_scale = {1.0f, 1.0f},
-        .whole = true,
-        .next = {},
-        .cached = false,
-        .few_fetches = NeedsFewFetches()};
-  }
-  Weights(const Weights&) = delete;
-  Weights& operator=(const Weights&) = delete;
-
-  static size_t code_bytes(const PanelFormat& format) {
-    return size_t{kOutputs} * kInputs * BitsOf(format.dtype) / 8;
-  }
-
-  Aligned codes;
-  std::vector<uint8_t> scales;
-  Panel panel;
-};
-
 // Of the weights' codes and scales, and two operations a multiply-add.
 void Count(benchmark::State& state, const PanelFormat& format, size_t scale_bytes, int tokens) {
   const double weights = double{kOutputs} * kInputs;
@@ -111,22 +48,13 @@ void Count(benchmark::State& state, const PanelFormat& format, size_t scale_byte
   state.counters["OP/s"] = {2 * weights * tokens, rate};
 }
 
-struct Out {
-  explicit Out(int tokens) : values(size_t{kMaxTokens} * kOutputs) {
-    for (int t = 0; t < tokens; ++t) rows[t] = values.data() + t * kOutputs;
-  }
-  std::vector<float> values;
-  float* rows[kMaxTokens] = {};
-};
-
-void RunFloat(benchmark::State& state, PanelFloatFn kernel, const PanelFormat& format, int tokens) {
-  const Weights weights(format);
-  const std::vector<float> x = Floats(kMaxTokens * kInputs);
-  const float* rows[kMaxTokens];
-  for (int t = 0; t < kMaxTokens; ++t) rows[t] = x.data() + t * kInputs;
-  const Out out(tokens);
+void RunFloat(benchmark::State& state, const Kernels& kernels, PanelFloatFn kernel,
+              const PanelFormat& format, int tokens) {
+  const RandomPanel weights(format, kBlocks, kTiles);
+  const RandomRows x(kernels, kTiles);
+  const Out out(tokens, kOutputs);
   for (auto _ : state) {
-    kernel(weights.panel, rows, tokens, out.rows, false);
+    kernel(weights.panel, x.floats, tokens, out.rows, false);
     benchmark::ClobberMemory();
   }
   Count(state, format, weights.scales.size(), tokens);
@@ -134,22 +62,11 @@ void RunFloat(benchmark::State& state, PanelFloatFn kernel, const PanelFormat& f
 
 void RunInt8(benchmark::State& state, const Kernels& kernels, PanelInt8Fn kernel,
              const PanelFormat& format, int tokens) {
-  const Weights weights(format);
-  const std::vector<float> x = Floats(kMaxTokens * kInputs);
-  std::vector<int8_t> codes(kMaxTokens * kInputs);
-  std::vector<float> scales(kMaxTokens * kTiles);
-  std::vector<int16_t> sums(2 * kMaxTokens * kTiles);
-  Int8Row rows[kMaxTokens];
-  for (int t = 0; t < kMaxTokens; ++t) {
-    int8_t* row_codes = codes.data() + t * kInputs;
-    float* row_scales = scales.data() + t * kTiles;
-    int16_t* row_sums = sums.data() + 2 * t * kTiles;
-    kernels.quantize_row(x.data() + t * kInputs, kTiles, row_codes, row_scales, row_sums);
-    rows[t] = {row_codes, row_scales, row_sums};
-  }
-  const Out out(tokens);
+  const RandomPanel weights(format, kBlocks, kTiles);
+  const RandomRows x(kernels, kTiles);
+  const Out out(tokens, kOutputs);
   for (auto _ : state) {
-    kernel(weights.panel, rows, tokens, out.rows, false);
+    kernel(weights.panel, x.int8, tokens, out.rows, false);
     benchmark::ClobberMemory();
   }
   Count(state, format, weights.scales.size(), tokens);
@@ -158,8 +75,8 @@ void RunInt8(benchmark::State& state, const Kernels& kernels, PanelInt8Fn kernel
 // Many tokens: the panel's blocks one after the other, as the engine's prompts take them.
 void RunSweep(benchmark::State& state, const SweepKernels& sweep, const PanelFormat& format,
               int tokens) {
-  const Weights weights(format);
-  const std::vector<float> x = Floats(kInputs);
+  const RandomPanel weights(format, kBlocks, kTiles);
+  const std::vector<float> x = RandomFloats(kInputs);
   const int at_once = std::min(sweep.max_tiles, kTiles);
   Aligned inputs(tokens * sweep.RowBytes(kTiles)),
       scratch(size_t{1} * at_once * sweep.weight_bytes);
@@ -179,7 +96,7 @@ void RunSweep(benchmark::State& state, const SweepKernels& sweep, const PanelFor
 }
 
 void RunActivate(benchmark::State& state, ActivateFn kernel, Activation kind) {
-  const std::vector<float> gate_up = Floats(kOutputs);
+  const std::vector<float> gate_up = RandomFloats(kOutputs);
   std::vector<float> act(kOutputs / 2);
   for (auto _ : state) {
     kernel({.kind = kind, .alpha = 1.7f, .limit = 7.0f}, true, kOutputs / 2, gate_up.data(), 0.5f,
@@ -200,13 +117,15 @@ void RegisterLevel(Isa isa) {
     for (int tokens : {1, 2, kMaxTokens}) {
       std::string of = "/";
       of.append(each.name).append(level).append("/tokens:").append(std::to_string(tokens));
-      benchmark::RegisterBenchmark(("panel_float" + of).c_str(), [=](benchmark::State& state) {
-        RunFloat(state, panel.f32, each.format, tokens);
-      });
+      benchmark::RegisterBenchmark(("panel_float" + of).c_str(),
+                                   [=, &kernels](benchmark::State& state) {
+                                     RunFloat(state, kernels, panel.f32, each.format, tokens);
+                                   });
       if (panel.bf16 != nullptr) {
-        benchmark::RegisterBenchmark(("panel_bf16" + of).c_str(), [=](benchmark::State& state) {
-          RunFloat(state, panel.bf16, each.format, tokens);
-        });
+        benchmark::RegisterBenchmark(("panel_bf16" + of).c_str(),
+                                     [=, &kernels](benchmark::State& state) {
+                                       RunFloat(state, kernels, panel.bf16, each.format, tokens);
+                                     });
       }
       if (panel.int8 == nullptr) continue;
       benchmark::RegisterBenchmark(("panel_int8" + of).c_str(),

@@ -17,9 +17,12 @@ constexpr int kSweepTiles = 16;
 // As worth_tokens: up to the number of tokens that one pass takes, it is faster.
 constexpr int kOnlyPrompts = 1 << 20;
 
-template <int kOneIn = 1>
+// One line in so many. kLocality is __builtin_prefetch's: 1 is into L2, 3 into L1.
+template <int kOneIn = 1, int kLocality = 1>
 void PrefetchLines(const uint8_t* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += kOneIn * kLineBytes) __builtin_prefetch(from + at, 0, 1);
+  for (size_t at = 0; at < bytes; at += kOneIn * kLineBytes) {
+    __builtin_prefetch(from + at, 0, kLocality);
+  }
 }
 // `few`: for a kernel that reads lines in order and waits for memory, on a processor that then does
 // most of the fetching by itself (Panel::few_fetches). Asking for all lines would fill the few
@@ -225,10 +228,8 @@ class ScaleWalk {
     const int left = panel_.blocks * panel_.scale_groups - group_;
     const int count = left < kRun ? left : kRun;
     if (fetch_) {
-      const uint8_t* next_run = panel_.scales + int64_t{group_ + kRun} * group_bytes_;
-      for (int at = 0; at < kRun * group_bytes_; at += kLineBytes) {
-        __builtin_prefetch(next_run + at, 0, 3);
-      }
+      PrefetchLines<1, 3>(panel_.scales + int64_t{group_ + kRun} * group_bytes_,
+                          kRun * group_bytes_);
     }
     run_.Load(panel_, group_, count, factor_);
     if (panel_.zero_points != nullptr) run_.LoadZeroPoints(panel_, group_, count, shift_, 0.0f);
