@@ -27,6 +27,7 @@ MoeEngine::MoeEngine(const EngineOptions& options)
       pool_(ThreadPool::Shared(options.pool)),
       workspace_(std::make_unique<Workspace>()) {
   workspace_->nodes = std::vector<NodeWorkspace>(pool_->num_nodes());
+  workspace_->shared = std::vector<SharedPieces>(pool_->size());
 }
 
 MoeEngine::~MoeEngine() = default;

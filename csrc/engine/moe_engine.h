@@ -23,6 +23,7 @@
 namespace lsg {
 
 struct ExpertRange;
+class SharedPieces;
 
 // kInt8: for weights that have such kernels; on the BF16 level fp8 and bf16 weights meet bf16.
 // Others, and all with kFloat, meet floats, but prompts where the level multiplies bf16.
@@ -92,16 +93,18 @@ class MoeEngine {
   // one_pass.cpp
   void Fused(const MoeLayer& layer, int tokens);
   PanelStart StartOf(const MoeLayer& layer, int unit, int index) const;
-  void SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, PanelStart next,
-                float* sums, uint8_t* filled) const;
-  void SumUnit(const MoeLayer& layer, int unit, int tokens, PanelStart next, float* sums,
-               uint8_t* filled) const;
-  // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record.
+  void SumRange(const MoeLayer& layer, int worker, int unit, const ExpertRange& range,
+                PanelStart next, float* sums, uint8_t* filled) const;
+  void SumUnit(const MoeLayer& layer, int worker, int unit, int tokens, PanelStart next,
+               float* sums, uint8_t* filled) const;
+  // act[t] = weight · f(gate, up)[unit_rows] for up to kMaxTokens tokens of one record. `shared`:
+  // whose pieces others may take; null: nobody's.
   void GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed, int tokens,
-              float* const* act) const;
+              SharedPieces* shared, float* const* act) const;
   // y[t] (+)= down · act[t] for one record.
   void Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
-            bool accumulate, float* const* y) const;
+            bool accumulate, SharedPieces* shared, float* const* y) const;
+  void HelpOthers(int worker) const;
 
   // prefill.cpp: what every worker does before the passes and after them.
   void Prefill(const MoeLayer& layer, const Batch& batch, int first, int tokens);

@@ -1,8 +1,9 @@
 // Few tokens: one pass over the weights that they need, and one join.
 //
 // A task is a unit and a range of experts: it goes from x to its share of y, reading every record
-// once, front to back. Invariant: the sums that are added, and their order, follow from the layer
-// alone, so a token's bits depend neither on the rest of its batch nor on the threads.
+// once, front to back. Who has no task left helps with others' last records, block by block of
+// outputs. Invariant: the sums that are added, and their order, follow from the layer alone, so a
+// token's bits depend neither on the rest of its batch nor on the threads.
 #include <algorithm>
 #include <atomic>
 #include <vector>
@@ -33,6 +34,28 @@ int ExpertRanges(const MoeLayer& layer) {
   return std::clamp(CeilDiv(kSlots, std::max(layer.units(), 1)), 1, layer.num_experts());
 }
 
+// Pieces of a down panel that others may take; of a gate_up panel each block is one.
+constexpr int kDownPieces = 4;
+// Looks for others' work before a worker waits at the barrier: fifty to a hundred microseconds.
+constexpr int kVainLooks = 1000;
+
+// y (+)= W · x, blocks of outputs shared with others `at_once` at a time.
+template <class Kernel, class Row>
+void Multiply(Kernel kernel, const Panel& panel, int bits, const Row* x, int tokens,
+              bool accumulate, SharedPieces* shared, int at_once, float* const* y) {
+  const int pieces = CeilDiv(panel.blocks, at_once);
+  if (shared == nullptr || pieces == 1) {
+    kernel(panel, x, tokens, y, accumulate);
+    return;
+  }
+  shared->Run(pieces, [&](int piece) {
+    const int begin = piece * at_once, end = std::min(begin + at_once, panel.blocks);
+    float* rows[kMaxTokens];
+    for (int t = 0; t < tokens; ++t) rows[t] = y[t] + begin * kBlockN;
+    kernel(panel.Blocks(begin, end, bits), x, tokens, rows, accumulate);
+  });
+}
+
 }  // namespace
 
 // From the shapes alone, so that which way a batch takes, and so its bits, does not depend on the
@@ -56,7 +79,7 @@ bool MoeEngine::Int8Inputs(int layer_index, int tokens, int top_k) const {
 }
 
 void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed,
-                       int tokens, float* const* act) const {
+                       int tokens, SharedPieces* shared, float* const* act) const {
   const Workspace& ws = *workspace_;
   alignas(64) float outputs[kMaxTokens][kMaxGateUpOutputs];
   float* rows[kMaxTokens];
@@ -65,15 +88,16 @@ void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedTo
   const bool gathered = layer.spec().gate_up().k_permutation;
   const int64_t first = routed - ws.routing.tokens.data();
   const auto row = [&](int t) { return gathered ? first + t : int64_t{routed[t].token}; };
+  const int bits = BitsOf(layer.spec().gate_up().dtype);
   if (layer.int8_gate_up()) {
     Int8Row x[kMaxTokens];
     for (int t = 0; t < tokens; ++t) x[t] = ws.hidden_int8.Row(row(t));
-    layer.gate_up_kernels().int8(panel, x, tokens, rows, false);
+    Multiply(layer.gate_up_kernels().int8, panel, bits, x, tokens, false, shared, 1, rows);
   } else {
     const float* x[kMaxTokens];
     const float* inputs = gathered ? ws.gathered.data() : ws.hidden.data();
     for (int t = 0; t < tokens; ++t) x[t] = inputs + row(t) * layer.in_stride();
-    layer.gate_up_kernels().f32(panel, x, tokens, rows, false);
+    Multiply(layer.gate_up_kernels().f32, panel, bits, x, tokens, false, shared, 1, rows);
   }
   for (int t = 0; t < tokens; ++t) {
     kernels_.activate(layer.activation(), layer.gated(), layer.unit_rows(), outputs[t],
@@ -89,9 +113,11 @@ PanelStart MoeEngine::StartOf(const MoeLayer& layer, int unit, int index) const 
 // The sums of one unit and range of experts, for the tokens that route there; of others nothing is
 // written. next: what this worker reads then, if it is known. sums [tokens, out_stride],
 // filled [tokens]: which rows are.
-void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& range, PanelStart next,
-                         float* sums, uint8_t* filled) const {
-  const Workspace& ws = *workspace_;
+void MoeEngine::SumRange(const MoeLayer& layer, int worker, int unit, const ExpertRange& range,
+                         PanelStart next, float* sums, uint8_t* filled) const {
+  Workspace& ws = *workspace_;
+  const NodeWorkspace& node = ws.nodes[pool_->NodeOf(worker)];
+  const bool others = pool_->WorkersOn(pool_->NodeOf(worker)) > 1;
   const auto& experts = ws.routing.experts;
   const int stride = layer.out_stride();
   alignas(64) float act[kMaxTokens][kMaxUnitRows];
@@ -99,6 +125,9 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
   for (int t = 0; t < kMaxTokens; ++t) act_rows[t] = act[t];
   for (int e = range.begin; e < range.end; ++e) {
     const ExpertTokens& expert = experts[e];
+    // When all tasks are taken, somebody may be without one.
+    const bool help = others && node.next_task.load(std::memory_order_relaxed) >= node.tasks;
+    SharedPieces* shared = help ? &ws.shared[worker] : nullptr;
     Panel gate_up = layer.GateUpPanel(unit, expert.expert);
     Panel down = layer.DownPanel(unit, expert.expert, 0, stride / kBlockN);
     const PanelStart then = e + 1 < range.end ? StartOf(layer, unit, e + 1) : next;
@@ -114,7 +143,7 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
         down.next = {.codes = then.codes + (down.codes - gate_up.codes)};
         gate_up.cached = down.cached = true;
       }
-      GateUp(layer, gate_up, routed.data() + at, count, act_rows);
+      GateUp(layer, gate_up, routed.data() + at, count, shared, act_rows);
       float* y[kMaxTokens];
       bool any_filled = false;
       for (int t = 0; t < count; ++t) any_filled |= filled[routed[at + t].token] != 0;
@@ -124,7 +153,7 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
         if (any_filled && !filled[token]) std::fill(y[t], y[t] + stride, 0.0f);
         filled[token] = 1;
       }
-      Down(layer, down, act_rows, count, any_filled, y);
+      Down(layer, down, act_rows, count, any_filled, shared, y);
       if (bias == nullptr) continue;
       for (int t = 0; t < count; ++t) {
         for (int h = 0; h < stride; ++h) y[t][h] += routed[at + t].weight * bias[h];
@@ -135,8 +164,8 @@ void MoeEngine::SumRange(const MoeLayer& layer, int unit, const ExpertRange& ran
 
 // All ranges of a unit, added up in order: what the join would do with the sums of single ranges,
 // but in this core's cache.
-void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, PanelStart next, float* sums,
-                        uint8_t* filled) const {
+void MoeEngine::SumUnit(const MoeLayer& layer, int worker, int unit, int tokens, PanelStart next,
+                        float* sums, uint8_t* filled) const {
   const int stride = layer.out_stride();
   thread_local Scratch<float> range_sums;
   thread_local std::vector<uint8_t> range_filled;
@@ -146,12 +175,12 @@ void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, PanelStart 
     const PanelStart then =
         r + 1 < ranges.size() ? StartOf(layer, unit, ranges[r + 1].begin) : next;
     if (r == 0) {
-      SumRange(layer, unit, range, then, sums, filled);
+      SumRange(layer, worker, unit, range, then, sums, filled);
       continue;
     }
     range_sums.Grow(int64_t{tokens} * stride);
     range_filled.assign(tokens, 0);
-    SumRange(layer, unit, range, then, range_sums.data(), range_filled.data());
+    SumRange(layer, worker, unit, range, then, range_sums.data(), range_filled.data());
     for (int token = 0; token < tokens; ++token) {
       if (!range_filled[token]) continue;
       const float* from = range_sums.data() + int64_t{token} * stride;
@@ -163,6 +192,22 @@ void MoeEngine::SumUnit(const MoeLayer& layer, int unit, int tokens, PanelStart 
         filled[token] = 1;
       }
     }
+  }
+}
+
+// Until no worker of the node has a task, or for a while none has had a piece to share.
+void MoeEngine::HelpOthers(int worker) const {
+  Workspace& ws = *workspace_;
+  const int node = pool_->NodeOf(worker);
+  std::atomic<int>& busy = ws.nodes[node].busy;
+  const int first = pool_->FirstWorker(node), workers = pool_->WorkersOn(node);
+  --busy;
+  for (int vain = 0; vain < kVainLooks && busy.load(std::memory_order_relaxed) > 0; ++vain) {
+    for (int i = 1; i < workers; ++i) {
+      const int other = first + (worker - first + i) % workers;
+      while (ws.shared[other].Help()) vain = 0;
+    }
+    _mm_pause();
   }
 }
 
@@ -183,6 +228,9 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     const int64_t rows = int64_t{layer.UnitsOf(node).size()} * slots_of_unit * tokens;
     ws.nodes[node].slots.Grow(rows * stride);
     ws.nodes[node].filled.assign(rows, 0);
+    const int used = static_cast<int>(ws.expert_ranges.size());
+    ws.nodes[node].tasks = layer.UnitsOf(node).size() * (whole_units ? std::min(used, 1) : used);
+    ws.nodes[node].busy = pool_->WorkersOn(node);
   }
 
   // A task's range of experts, of a whole unit the first; and where its weights begin.
@@ -194,18 +242,20 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     return StartOf(layer, units.begin + task % units.size(), range_of(node, task).begin);
   };
   // `next`: where the worker's next task starts, if it is known.
-  const auto compute = [&](int node, int task, PanelStart next) {
+  const auto compute = [&](int worker, int node, int task, PanelStart next) {
     NodeWorkspace& mine = ws.nodes[node];
     const UnitRange units = layer.UnitsOf(node);
     const int at = task % units.size(), unit = units.begin + at;
     const auto row = [&](int slot) { return (int64_t{at} * slots_of_unit + slot) * tokens; };
     if (whole_units) {
-      SumUnit(layer, unit, tokens, next, mine.slots.data() + row(0) * stride, &mine.filled[row(0)]);
+      SumUnit(layer, worker, unit, tokens, next, mine.slots.data() + row(0) * stride,
+              &mine.filled[row(0)]);
       return;
     }
     const ExpertRange& range = range_of(node, task);
     const int64_t first = row(range.index);
-    SumRange(layer, unit, range, next, mine.slots.data() + first * stride, &mine.filled[first]);
+    SumRange(layer, worker, unit, range, next, mine.slots.data() + first * stride,
+             &mine.filled[first]);
   };
 
   // The block of 64 outputs from `at` of one token, summed over some of a node's units.
@@ -230,8 +280,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
   pool_->Run([&](int worker) {
     const int node = pool_->NodeOf(worker);
     std::atomic<int>& next = ws.nodes[node].next_task;
-    const int used = static_cast<int>(ws.expert_ranges.size());
-    const int tasks = layer.UnitsOf(node).size() * (whole_units ? std::min(used, 1) : used);
+    const int tasks = ws.nodes[node].tasks;
     const int workers = pool_->WorkersOn(node);
     for (int task = next++; task < tasks;) {
       // A worker that knows its next task fetches ahead into it. Of the last ones each goes to
@@ -239,9 +288,10 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
       const bool many = next + 2 * workers <= tasks;
       // Others may have taken them all meanwhile.
       const int then = many ? next++ : tasks;
-      compute(node, task, then < tasks ? start_of(node, then) : PanelStart{});
+      compute(worker, node, task, then < tasks ? start_of(node, then) : PanelStart{});
       task = many ? then : next++;
     }
+    HelpOthers(worker);
     pool_->SyncNode();
     const int64_t here = worker - pool_->FirstWorker(node);
     for (int piece = layer.FirstPiece(node); piece < layer.EndPiece(node); ++piece) {
@@ -257,9 +307,11 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
 }
 
 void MoeEngine::Down(const MoeLayer& layer, const Panel& panel, const float* const* act, int tokens,
-                     bool accumulate, float* const* y) const {
+                     bool accumulate, SharedPieces* shared, float* const* y) const {
+  const int bits = BitsOf(layer.spec().down().dtype);
+  const int at_once = CeilDiv(panel.blocks, kDownPieces);
   if (!layer.int8_down()) {
-    layer.down_kernels().f32(panel, act, tokens, y, accumulate);
+    Multiply(layer.down_kernels().f32, panel, bits, act, tokens, accumulate, shared, at_once, y);
     return;
   }
   alignas(64) int8_t codes[kMaxTokens][kMaxUnitRows];
@@ -270,7 +322,7 @@ void MoeEngine::Down(const MoeLayer& layer, const Panel& panel, const float* con
     kernels_.quantize_row(act[t], layer.unit_tiles(), codes[t], scales[t], half_sums[t]);
     x[t] = {codes[t], scales[t], half_sums[t]};
   }
-  layer.down_kernels().int8(panel, x, tokens, y, accumulate);
+  Multiply(layer.down_kernels().int8, panel, bits, x, tokens, accumulate, shared, at_once, y);
 }
 
 }  // namespace lsg

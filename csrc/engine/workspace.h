@@ -11,6 +11,7 @@
 #include "engine/moe_engine.h"
 #include "engine/routing.h"
 #include "engine/scratch.h"
+#include "engine/shared_pieces.h"
 #include "kernels/kernels.h"
 
 namespace lsg {
@@ -43,10 +44,12 @@ struct Int8Rows {
 struct MoeEngine::NodeWorkspace {
   alignas(64) std::atomic<int> next_task{0};
   alignas(64) std::atomic<int> next_output{0};
-  Scratch<float> slots;         // [slot][token][out_stride]
-  std::vector<uint8_t> filled;  // [slot][token]
-  Scratch<uint8_t> packed_act;  // [routed token][the node's row of the down sweep]
-  Scratch<float> sums;          // [piece][range], as `out`; unused where one piece is everything
+  alignas(64) std::atomic<int> busy{0};  // workers that have a task, in one pass
+  int tasks = 0;                         // of one pass
+  Scratch<float> slots;                  // [slot][token][out_stride]
+  std::vector<uint8_t> filled;           // [slot][token]
+  Scratch<uint8_t> packed_act;           // [routed token][the node's row of the down sweep]
+  Scratch<float> sums;  // [piece][range], as `out`; unused where one piece is everything
 };
 
 // Routed experts whose ids lie in one range: indices into Routing::experts.
@@ -67,6 +70,7 @@ struct MoeEngine::Workspace {
   // Ranges of experts whose sums lie there apart.
   int sum_ranges = 1;
   std::vector<NodeWorkspace> nodes;
+  std::vector<SharedPieces> shared;        // each worker's, of records that it has begun
   Scratch<uint8_t> packed_hidden;          // [tokens][row of the gate_up sweep]
   std::vector<int32_t> by_size;            // indices of routing.experts, most tokens first
   std::vector<ExpertRange> expert_ranges;  // those with routed experts

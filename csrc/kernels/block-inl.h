@@ -204,7 +204,8 @@ inline const uint8_t* CodesAt(const Panel& panel, int bits, int block, int k_til
 
 // The scales that a panel's tiles meet, in the order of the codes: block by block, each along its
 // inputs. kGroups: scale groups in a tile of 32 inputs, 1 (or a group is longer than a tile) or 2.
-template <int kGroups>
+// kRun: groups decoded at once.
+template <int kGroups, int kRun = 8>
 class ScaleWalk {
  public:
   // `factor`, `shift` and `otherwise` are those of GroupScales. `fetch`: a run ahead, into L1.
@@ -240,7 +241,6 @@ class ScaleWalk {
   const float* ZeroPoint(int g) const { return run_.zero_point[group_ % kRun + g]; }
 
  private:
-  static constexpr int kRun = 8;
   const Panel& panel_;
   const float factor_, shift_;
   const int group_bytes_;

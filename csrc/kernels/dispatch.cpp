@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "kernels/kernels.h"
+#include "layout/tile.h"
 
 namespace lsg {
 
@@ -31,6 +32,21 @@ void SweepKernels::CopyRow(const PackedRows& from, int from_row, const PackedRow
     std::memcpy(to.metas + (group * to.rows + to_row) * meta_bytes,
                 from.metas + (group * from.rows + from_row) * meta_bytes, meta_bytes);
   }
+}
+
+Panel Panel::Blocks(int begin, int end, int bits) const {
+  const int64_t block_codes = int64_t{k_tiles} * kTilesPerBlock * TileBytes(bits);
+  const int64_t first_scale = int64_t{begin} * scale_groups * (kBlockN / scale_rows);
+  Panel part = *this;
+  part.codes += begin * block_codes;
+  part.scales += first_scale * BytesOf(scale_dtype);
+  if (zero_points != nullptr) part.zero_points += first_scale;
+  if (bias != nullptr) part.bias += int64_t{begin} * kBlockN;
+  part.blocks = end - begin;
+  part.whole = false;
+  part.cached = false;
+  if (end < blocks) part.next = {};
+  return part;
 }
 
 const Kernels& KernelsOf(Isa isa) {

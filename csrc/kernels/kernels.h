@@ -46,6 +46,8 @@ struct Panel {
   bool few_fetches;       // NeedsFewFetches()
 
   PanelStart start() const { return {codes, scales}; }
+  // Blocks begin … end - 1, of codes of `bits`; what is read next is known of the last ones.
+  Panel Blocks(int begin, int end, int bits) const;
 };
 
 // One token's inputs, quantised: x[k] ≈ codes[k] · scales[k / 32].

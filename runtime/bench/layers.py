@@ -90,8 +90,11 @@ class Layers:
         if first.seconds > seconds:
             return [first]
         calls = [call()]
-        while len(calls) < _MIN_CALLS or sum(each.seconds for each in calls) < seconds:
+        taken = calls[0].seconds
+        # The pause between two calls stays shorter than workers spin.
+        while len(calls) < _MIN_CALLS or taken < seconds:
             calls.append(call())
+            taken += calls[-1].seconds
         return calls
 
     def operations(self, tokens: int) -> int:

@@ -1,5 +1,6 @@
-// A processor takes one of two forms of some kernels (Panel::few_fetches): both must give the same
-// bits on every level.
+// A processor takes one of two forms of some kernels (Panel::few_fetches), and workers may share a
+// panel's blocks (Panel::Blocks): all must give the same bits on every level.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -27,9 +28,10 @@ const Case kCases[] = {
     {"bf16", {Dtype::kBf16}},
 };
 
-// What a panel of random codes gives for `tokens` tokens, by every kernel that the format has.
-std::vector<float> Outputs(const Kernels& kernels, const PanelFormat& format, int tokens,
-                           bool few) {
+// What a panel of random codes gives for `tokens` tokens, by every kernel that the format has,
+// `at_once` blocks at a time.
+std::vector<float> Outputs(const Kernels& kernels, const PanelFormat& format, int tokens, bool few,
+                           int at_once = kBlocks) {
   RandomPanel weights(format, kBlocks, kTiles);
   weights.panel.next = weights.panel.start();
   weights.panel.few_fetches = few;
@@ -39,7 +41,13 @@ std::vector<float> Outputs(const Kernels& kernels, const PanelFormat& format, in
   const auto add = [&](const auto& kernel, const auto* rows) {
     if (kernel == nullptr) return;
     const Out out(tokens, kBlocks * kBlockN);
-    kernel(weights.panel, rows, tokens, out.rows, false);
+    for (int begin = 0; begin < kBlocks; begin += at_once) {
+      const int end = std::min(begin + at_once, kBlocks);
+      float* y[kMaxTokens];
+      for (int t = 0; t < tokens; ++t) y[t] = out.rows[t] + begin * kBlockN;
+      const Panel part = weights.panel.Blocks(begin, end, BitsOf(format.dtype));
+      kernel(part, rows, tokens, y, false);
+    }
     all.insert(all.end(), out.values.begin(), out.values.end());
   };
   add(panels.f32, x.floats);
@@ -56,10 +64,16 @@ int Run() {
         const Kernels& kernels = KernelsOf(isa);
         const std::vector<float> few = Outputs(kernels, each.format, tokens, true);
         const std::vector<float> all = Outputs(kernels, each.format, tokens, false);
-        if (std::memcmp(few.data(), all.data(), few.size() * sizeof(float)) == 0) continue;
-        ++wrong;
-        std::printf("%s, %s, %d tokens: few fetches give other bits\n",
-                    std::string(IsaName(isa)).c_str(), each.name, tokens);
+        const auto same = [&](const std::vector<float>& other, const char* what) {
+          if (std::memcmp(all.data(), other.data(), all.size() * sizeof(float)) == 0) return;
+          ++wrong;
+          std::printf("%s, %s, %d tokens: %s give other bits\n", std::string(IsaName(isa)).c_str(),
+                      each.name, tokens, what);
+        };
+        same(few, "few fetches");
+        for (const int at_once : {1, 2}) {
+          same(Outputs(kernels, each.format, tokens, false, at_once), "shared blocks");
+        }
       }
     }
   }

@@ -1,5 +1,5 @@
-// The thread pool alone, small enough to run under ThreadSanitizer: barriers, failures, callers,
-// signals, fork.
+// The thread pool and shared pieces alone, small enough to run under ThreadSanitizer: barriers,
+// failures, callers, signals, fork, helpers.
 
 #include <signal.h>
 #include <sys/time.h>
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/shared_pieces.h"
 #include "engine/thread_pool.h"
 
 namespace lsg {
@@ -156,6 +157,38 @@ void Fork() {
 #endif
 }
 
+// Each piece runs once, whoever takes it, and has happened when Run returns.
+void Pieces() {
+  constexpr int kRuns = 500, kOwners = 2, kHelpers = 3;
+  SharedPieces shared[kOwners];
+  std::atomic<int> owners{kOwners};
+  std::atomic<int> helped{0};
+  ThreadPool pool(On({kOwners + kHelpers}, 50));
+  pool.Run([&](int worker) {
+    if (worker >= kOwners) {
+      while (owners.load() > 0) {
+        for (SharedPieces& other : shared) helped += other.Help();
+        std::this_thread::yield();
+      }
+      return;
+    }
+    for (int run = 0; run < kRuns; ++run) {
+      // Plain memory, so that the sanitizer sees who may touch it when.
+      std::vector<int> calls(run % 6);
+      const int value = run;
+      shared[worker].Run(static_cast<int>(calls.size()), [&](int piece) {
+        // Long enough for others to come.
+        for (int i = 0; i < 200; ++i) _mm_pause();
+        calls[piece] += 1 + value;
+      });
+      for (const int call : calls) Expect(call == 1 + run, "each piece of this run once");
+    }
+    --owners;
+  });
+  Expect(helped.load() > 0, "helpers took some pieces");
+  Expect(!shared[0].Help(), "nothing left to take");
+}
+
 }  // namespace
 }  // namespace lsg
 
@@ -170,6 +203,7 @@ int main() {
       lsg::Signals(pool);
     }
   }
+  lsg::Pieces();
   lsg::Sharing();
   lsg::Fork();
   return 0;
