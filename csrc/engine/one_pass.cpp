@@ -195,13 +195,13 @@ void MoeEngine::SumUnit(const MoeLayer& layer, int worker, int unit, int tokens,
   }
 }
 
-// Until no worker of the node has a task, or for a while none has had a piece to share.
+// Until no worker of the node has a task, or for a while none has had a piece to share. Workers
+// that have not begun do not count: they may be waiting for this very processor.
 void MoeEngine::HelpOthers(int worker) const {
   Workspace& ws = *workspace_;
   const int node = pool_->NodeOf(worker);
-  std::atomic<int>& busy = ws.nodes[node].busy;
+  const std::atomic<int>& busy = ws.nodes[node].busy;
   const int first = pool_->FirstWorker(node), workers = pool_->WorkersOn(node);
-  --busy;
   for (int vain = 0; vain < kVainLooks && busy.load(std::memory_order_relaxed) > 0; ++vain) {
     for (int i = 1; i < workers; ++i) {
       const int other = first + (worker - first + i) % workers;
@@ -230,7 +230,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     ws.nodes[node].filled.assign(rows, 0);
     const int used = static_cast<int>(ws.expert_ranges.size());
     ws.nodes[node].tasks = layer.UnitsOf(node).size() * (whole_units ? std::min(used, 1) : used);
-    ws.nodes[node].busy = pool_->WorkersOn(node);
+    ws.nodes[node].busy = 0;
   }
 
   // A task's range of experts, of a whole unit the first; and where its weights begin.
@@ -282,6 +282,8 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     std::atomic<int>& next = ws.nodes[node].next_task;
     const int tasks = ws.nodes[node].tasks;
     const int workers = pool_->WorkersOn(node);
+    std::atomic<int>& busy = ws.nodes[node].busy;
+    ++busy;
     for (int task = next++; task < tasks;) {
       // A worker that knows its next task fetches ahead into it. Of the last ones each goes to
       // whoever is free first.
@@ -291,6 +293,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
       compute(worker, node, task, then < tasks ? start_of(node, then) : PanelStart{});
       task = many ? then : next++;
     }
+    --busy;
     HelpOthers(worker);
     pool_->SyncNode();
     const int64_t here = worker - pool_->FirstWorker(node);
