@@ -25,18 +25,14 @@ PanelKernels KernelsFor(const Kernels& kernels, const PanelFormat& format, bool 
   }
 }
 
-// Blocks from `block_begin` of one of a record's panels.
-Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record,
-              int block_begin, int block_end) {
+// One of a record's panels.
+Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte* record) {
   const auto* base = reinterpret_cast<const uint8_t*>(record);
-  const int64_t block_codes = int64_t{s.k_tiles} * kTilesPerBlock * TileBytes(BitsOf(format.dtype));
-  const int64_t first_scale = int64_t{block_begin} * s.scale_groups * s.scales_per_block_row;
-  const auto* bias = reinterpret_cast<const float*>(base + s.bias);
-  return {.codes = base + s.codes + block_begin * block_codes,
-          .scales = base + s.scales + first_scale * BytesOf(format.scale_dtype),
-          .zero_points = format.zero_point ? base + s.zero_points + first_scale : nullptr,
-          .bias = s.bias_bytes > 0 ? bias + block_begin * kBlockN : nullptr,
-          .blocks = block_end - block_begin,
+  return {.codes = base + s.codes,
+          .scales = base + s.scales,
+          .zero_points = format.zero_point ? base + s.zero_points : nullptr,
+          .bias = s.bias_bytes > 0 ? reinterpret_cast<const float*>(base + s.bias) : nullptr,
+          .blocks = s.blocks,
           .k_tiles = s.k_tiles,
           .scale_groups = s.scale_groups,
           .tiles_per_scale = s.scale_groups <= 1
@@ -45,7 +41,7 @@ Panel PanelAt(const PanelFormat& format, const PanelSections& s, const std::byte
           .scale_dtype = format.scale_dtype,
           .scale_rows = static_cast<int>(format.scale_rows),
           .global_scale = {1.0f, 1.0f},
-          .whole = block_end - block_begin == s.blocks,
+          .whole = true,
           .next = {},
           .cached = false,
           .few_fetches = NeedsFewFetches()};
@@ -91,7 +87,7 @@ MoeLayer::MoeLayer(LayerMemory memory, const Kernels& kernels, const ActivationS
 
 Panel MoeLayer::GateUpPanel(int unit, int expert) const {
   const PanelSections& s = spec().gate_up_sections();
-  Panel panel = PanelAt(spec().gate_up(), s, memory_.record(unit, expert), 0, s.blocks);
+  Panel panel = PanelAt(spec().gate_up(), s, memory_.record(unit, expert));
   if (spec().gate_up().global_scale) {
     const float* global = TableAt<float>(spec().table_sections().gate_up_global) + 2 * expert;
     // A block of a gated panel is gate's outputs, then up's; without gate all are up's.
@@ -103,8 +99,7 @@ Panel MoeLayer::GateUpPanel(int unit, int expert) const {
 
 Panel MoeLayer::DownPanel(int unit, int expert, int block_begin, int block_end) const {
   const PanelFormat& format = spec().down();
-  Panel panel =
-      PanelAt(format, spec().down_sections(), memory_.record(unit, expert), block_begin, block_end);
+  Panel panel = PanelAt(format, spec().down_sections(), memory_.record(unit, expert));
   const TableSections& table = spec().table_sections();
   if (format.global_scale) {
     panel.global_scale[0] = panel.global_scale[1] = TableAt<float>(table.down_global)[expert];
@@ -112,14 +107,13 @@ Panel MoeLayer::DownPanel(int unit, int expert, int block_begin, int block_end) 
   if (format.scale_dtype != ScaleDtype::kNone && format.scale_k == 0) {
     // One scale a row does not belong to a slice of I, so it lies in the table.
     const int scale_rows = static_cast<int>(format.scale_rows);
-    const int64_t first =
-        int64_t{expert} * (out_stride() / scale_rows) + block_begin * (kBlockN / scale_rows);
+    const int64_t first = int64_t{expert} * (out_stride() / scale_rows);
     panel.scales = TableAt<uint8_t>(table.down_scales) + first * BytesOf(format.scale_dtype);
     if (format.zero_point) panel.zero_points = TableAt<uint8_t>(table.down_zero_points) + first;
     panel.scale_groups = 1;
     panel.tiles_per_scale = panel.k_tiles;
   }
-  return panel;
+  return panel.Blocks(block_begin, block_end, BitsOf(format.dtype));
 }
 
 const float* MoeLayer::DownBias(int expert) const {

@@ -38,6 +38,7 @@ Panel Panel::Blocks(int begin, int end, int bits) const {
   const int64_t block_codes = int64_t{k_tiles} * kTilesPerBlock * TileBytes(bits);
   const int64_t first_scale = int64_t{begin} * scale_groups * (kBlockN / scale_rows);
   Panel part = *this;
+  if (end - begin == blocks) return part;
   part.codes += begin * block_codes;
   part.scales += first_scale * BytesOf(scale_dtype);
   if (zero_points != nullptr) part.zero_points += first_scale;
