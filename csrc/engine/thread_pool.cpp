@@ -133,6 +133,7 @@ ThreadPool::ThreadPool(PoolOptions options)
 
 void ThreadPool::Start() {
   const SignalsBlocked blocked;
+  CPU_ZERO(&workers_cpus_);
   for (int worker = caller_works_ ? 1 : 0; worker < size_; ++worker) {
     threads_.emplace_back([this, worker] { Work(worker); });
     const int node = NodeOf(worker);
@@ -140,6 +141,7 @@ void ThreadPool::Start() {
     pthread_setname_np(threads_.back().native_handle(), name.c_str());
     const std::vector<int>& cpus = options_.nodes[node].cpus[worker - first_worker_[node]];
     if (!cpus.empty()) PinThread(threads_.back().native_handle(), cpus);
+    if (cpus.size() == 1) CPU_SET(cpus[0], &workers_cpus_);
   }
 }
 
@@ -186,6 +188,9 @@ void ThreadPool::CheckProcess() const {
 void ThreadPool::Run(int workers, const std::function<void(int)>& job) {
   CheckProcess();
   const std::lock_guard lock(run_mutex_);
+  // The kernel may have woken the caller where a worker slept. That worker can run nowhere else,
+  // and all would wait for it until the caller has finished.
+  StepAside(workers_cpus_);
   workers = std::clamp(workers, 1, size_);
   job_ = &job;
   ++job_number_;

@@ -6,6 +6,8 @@
 // and a join cost one transfer between nodes each, not one per worker.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -118,6 +120,7 @@ class ThreadPool {
   const PoolOptions options_;
   const int forks_;  // of this process's ancestors when the pool was made
   const bool caller_works_;
+  cpu_set_t workers_cpus_;  // of the workers that may run on one CPU only
   int size_ = 0;
   std::vector<int> first_worker_, node_of_;
   std::vector<std::unique_ptr<Node>> nodes_;

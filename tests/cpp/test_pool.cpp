@@ -1,6 +1,7 @@
 // The thread pool and shared pieces alone, small enough to run under ThreadSanitizer: barriers,
 // failures, callers, signals, fork, helpers.
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -157,6 +158,33 @@ void Fork() {
 #endif
 }
 
+// A caller that stands on a pinned worker's CPU goes elsewhere, if it may, and may return later.
+void CallerStepsAside() {
+  cpu_set_t before, here, after;
+  sched_getaffinity(0, sizeof before, &before);
+  int pinned = 0;
+  while (!CPU_ISSET(pinned, &before)) ++pinned;
+  PoolOptions options;
+  options.nodes.push_back({0, {{}, {pinned}}});
+  options.spin = std::chrono::microseconds(0);
+  ThreadPool pool(options);
+  CPU_ZERO(&here);
+  CPU_SET(pinned, &here);
+  for (const bool may_move : {true, false}) {
+    const cpu_set_t& allowed = may_move ? before : here;
+    sched_setaffinity(0, sizeof here, &here);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    int ran_on[2] = {-1, -1};
+    pool.Run([&](int worker) { ran_on[worker] = sched_getcpu(); });
+    const bool moves = may_move && CPU_COUNT(&before) > 1;
+    Expect(ran_on[1] == pinned, "a pinned worker stays");
+    Expect((ran_on[0] != pinned) == moves, "the caller leaves a worker's CPU where it may");
+    sched_getaffinity(0, sizeof after, &after);
+    Expect(CPU_EQUAL(&after, &allowed), "the caller may run where it might before");
+  }
+  sched_setaffinity(0, sizeof before, &before);
+}
+
 // Each piece runs once, whoever takes it, and has happened when Run returns.
 void Pieces() {
   constexpr int kRuns = 500, kOwners = 2, kHelpers = 3;
@@ -205,6 +233,7 @@ int main() {
   }
   lsg::Pieces();
   lsg::Sharing();
+  lsg::CallerStepsAside();
   lsg::Fork();
   return 0;
 }
