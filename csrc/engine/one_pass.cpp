@@ -6,6 +6,7 @@
 // token's bits depend neither on the rest of its batch nor on the threads.
 #include <algorithm>
 #include <atomic>
+#include <utility>
 #include <vector>
 
 #include "base/align.h"
@@ -24,6 +25,11 @@ constexpr int64_t kFusedBytes = int64_t{256} << 20;
 constexpr int kSlots = 96;
 // Tasks of a worker, at least, so that workers end together.
 constexpr int kTasksPerWorker = 4;
+// From here on tasks go unit by unit, and a unit's sums are added up as soon as they are all there,
+// while others read weights; below, what takes longest comes first, and sums are added at the end.
+// On 16 threads 64 tokens took 5.0 instead of 5.6 ms, 16 tokens 2.34 instead of 2.58, one 2 to 8 %
+// longer.
+constexpr int kUnitByUnitTokens = 8;
 
 constexpr int kMaxUnitRows = 128;
 constexpr int kMaxUnitTiles = kMaxUnitRows / kTileK;
@@ -54,6 +60,21 @@ void Multiply(Kernel kernel, const Panel& panel, int bits, const Row* x, int tok
     for (int t = 0; t < tokens; ++t) rows[t] = y[t] + begin * kBlockN;
     kernel(panel.Blocks(begin, end, bits), x, tokens, rows, accumulate);
   });
+}
+
+// Adds the rows of `from` that are filled to those of `to`, and leaves none filled.
+void MoveSums(int tokens, int stride, const float* from, uint8_t* from_filled, float* to,
+              uint8_t* to_filled) {
+  for (int token = 0; token < tokens; ++token, from += stride, to += stride) {
+    if (!from_filled[token]) continue;
+    from_filled[token] = 0;
+    if (to_filled[token]) {
+      for (int h = 0; h < stride; ++h) to[h] += from[h];
+    } else {
+      std::copy_n(from, stride, to);
+      to_filled[token] = 1;
+    }
+  }
 }
 
 }  // namespace
@@ -181,17 +202,7 @@ void MoeEngine::SumUnit(const MoeLayer& layer, int worker, int unit, int tokens,
     range_sums.Grow(int64_t{tokens} * stride);
     range_filled.assign(tokens, 0);
     SumRange(layer, worker, unit, range, then, range_sums.data(), range_filled.data());
-    for (int token = 0; token < tokens; ++token) {
-      if (!range_filled[token]) continue;
-      const float* from = range_sums.data() + int64_t{token} * stride;
-      float* to = sums + int64_t{token} * stride;
-      if (filled[token]) {
-        for (int h = 0; h < stride; ++h) to[h] += from[h];
-      } else {
-        std::copy_n(from, stride, to);
-        filled[token] = 1;
-      }
-    }
+    MoveSums(tokens, stride, range_sums.data(), range_filled.data(), sums, filled);
   }
 }
 
@@ -222,6 +233,7 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     const int units = layer.UnitsOf(node).size();
     whole_units &= units == 0 || units >= workers * kTasksPerWorker;
   }
+  const bool unit_by_unit = !whole_units && tokens >= kUnitByUnitTokens;
   const int slots_of_unit = whole_units ? 1 : ranges;
   ws.SplitExperts(ranges, layer.num_experts(), !whole_units);
   for (int node = 0; node < pool_->num_nodes(); ++node) {
@@ -231,31 +243,42 @@ void MoeEngine::Fused(const MoeLayer& layer, int tokens) {
     const int used = static_cast<int>(ws.expert_ranges.size());
     ws.nodes[node].tasks = layer.UnitsOf(node).size() * (whole_units ? std::min(used, 1) : used);
     ws.nodes[node].busy = 0;
+    if (unit_by_unit) ws.nodes[node].ExpectTasks(layer.UnitsOf(node).size(), used);
   }
 
-  // A task's range of experts, of a whole unit the first; and where its weights begin.
-  const auto range_of = [&](int node, int task) -> const ExpertRange& {
-    return ws.expert_ranges[whole_units ? 0 : task / layer.UnitsOf(node).size()];
+  // A task's unit, counted on its node, and range of experts, of a whole unit the first.
+  const auto find = [&](int node, int task) -> std::pair<int, const ExpertRange&> {
+    const int used = static_cast<int>(ws.expert_ranges.size());
+    const int units = layer.UnitsOf(node).size();
+    if (whole_units) return {task, ws.expert_ranges[0]};
+    if (unit_by_unit) return {task / used, ws.expert_ranges[task % used]};
+    return {task % units, ws.expert_ranges[task / units]};
   };
   const auto start_of = [&](int node, int task) {
-    const UnitRange units = layer.UnitsOf(node);
-    return StartOf(layer, units.begin + task % units.size(), range_of(node, task).begin);
+    const auto [unit, range] = find(node, task);
+    return StartOf(layer, layer.UnitsOf(node).begin + unit, range.begin);
   };
   // `next`: where the worker's next task starts, if it is known.
   const auto compute = [&](int worker, int node, int task, PanelStart next) {
     NodeWorkspace& mine = ws.nodes[node];
-    const UnitRange units = layer.UnitsOf(node);
-    const int at = task % units.size(), unit = units.begin + at;
-    const auto row = [&](int slot) { return (int64_t{at} * slots_of_unit + slot) * tokens; };
+    const auto [at, range] = find(node, task);
+    const int unit = layer.UnitsOf(node).begin + at;
+    const int64_t first = int64_t{at} * slots_of_unit * tokens;
+    float* slots = mine.slots.data() + first * stride;
+    uint8_t* filled = &mine.filled[first];
     if (whole_units) {
-      SumUnit(layer, worker, unit, tokens, next, mine.slots.data() + row(0) * stride,
-              &mine.filled[row(0)]);
+      SumUnit(layer, worker, unit, tokens, next, slots, filled);
       return;
     }
-    const ExpertRange& range = range_of(node, task);
-    const int64_t first = row(range.index);
-    SumRange(layer, worker, unit, range, next, mine.slots.data() + first * stride,
-             &mine.filled[first]);
+    const int64_t row = int64_t{range.index} * tokens;
+    SumRange(layer, worker, unit, range, next, slots + row * stride, filled + row);
+    if (!unit_by_unit || --mine.left[at] > 0) return;
+    // At the end all workers add what is left.
+    if (mine.next_task.load(std::memory_order_relaxed) >= mine.tasks) return;
+    for (int slot = 1; slot < slots_of_unit; ++slot) {
+      const int64_t rows = int64_t{slot} * tokens;
+      MoveSums(tokens, stride, slots + rows * stride, filled + rows, slots, filled);
+    }
   };
 
   // The block of 64 outputs from `at` of one token, summed over some of a node's units.

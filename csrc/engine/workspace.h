@@ -48,8 +48,14 @@ struct MoeEngine::NodeWorkspace {
   int tasks = 0;                         // of one pass
   Scratch<float> slots;                  // [slot][token][out_stride]
   std::vector<uint8_t> filled;           // [slot][token]
+  std::vector<std::atomic<int>> left;    // of each unit the tasks that are not done, in one pass
   Scratch<uint8_t> packed_act;           // [routed token][the node's row of the down sweep]
   Scratch<float> sums;  // [piece][range], as `out`; unused where one piece is everything
+
+  void ExpectTasks(size_t units, int of_each) {
+    if (left.size() < units) left = std::vector<std::atomic<int>>(units);
+    for (std::atomic<int>& tasks_left : left) tasks_left = of_each;
+  }
 };
 
 // Routed experts whose ids lie in one range: indices into Routing::experts.
