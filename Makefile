@@ -93,7 +93,7 @@ test-numa: build wheel  ## NUMA placement in emulated machines: about ten minute
 demo: build  ## From a checkpoint to an answer: make one, convert it, serve it, ask it
 	$(BIN)/python tests/demo/demo.py
 
-bench: build  ## Measure this machine and rewrite the README's tables
+bench: build  ## Measure this machine and rewrite the READMEs' tables
 	$(BIN)/python benchmarks/convert.py $(BENCH)
 	$(BIN)/python benchmarks/engine.py $(ENGINE)
 	$(BIN)/python benchmarks/load.py $(BENCH)

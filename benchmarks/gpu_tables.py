@@ -1,4 +1,4 @@
-"""The README's tables of figures from a GPU host, from their result files' contents."""
+"""The READMEs' tables of figures from a GPU host, from their result files' contents."""
 
 from typing import Any
 

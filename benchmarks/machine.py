@@ -35,7 +35,7 @@ def scratch_option(text: str) -> Callable[[Any], Any]:
 def describe(threads: int) -> dict[str, Any]:
     """The facts that decide what a measurement is worth."""
     # Results and the tables made of them do not change what is measured.
-    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!*README.md")
     commit = _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     return {**facts_of(threads), "commit": commit}
 

@@ -17,12 +17,13 @@ def section(
     spread: str = "Median (lowest … highest).",
 ) -> str:
     """A table of figures from the machine."""
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     measured_on = (
-        f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {machine['threads']} threads, {machine['isa']}, "
+        f"{machine['cpu']}, {machine['logical_cpus']} CPUs, {threads}, {machine['isa']}, "
         f"{machine['compiler']}, governor: {machine['governor']}, THP: {machine['transparent_hugepages']}, "
         f"commit {machine['commit']}."
     )
-    return table(f"{measured_on} {what} {spread}", head, rows)
+    return table(f"{measured_on} {what} {spread}".rstrip(), head, rows)
 
 
 def rate(value: dict[str, float], digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""The README's tables about memory, nodes and threads, from their result files' contents."""
+"""The READMEs' tables about memory, nodes and threads, from their result files' contents."""
 
 from typing import Any
 

@@ -1,13 +1,14 @@
-"""Renders the README's tables from benchmarks/results, between `<!-- bench:NAME -->` and `<!-- /bench -->`.
+"""Renders the tables of README.md and benchmarks/README.md from benchmarks/results.
 
-The text between two markers depends on the result files alone, so `--check` can tell whether it is theirs.
+The text between two markers, `<!-- bench:NAME -->` and `<!-- /bench -->`, depends on the result
+files alone, so `--check` can tell whether it is theirs.
 """
 
 import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ BLOCK = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", r
 )
 @click.option(
     "--readme",
+    "readmes",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=ROOT / "README.md",
-    show_default="README.md",
-    help="The file with the markers.",
+    default=(ROOT / "README.md", ROOT / "benchmarks" / "README.md"),
+    show_default="README.md and benchmarks/README.md",
+    help="A file with the markers.",
 )
 @click.option(
     "--results",
@@ -39,19 +42,24 @@ BLOCK = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", r
     show_default="benchmarks/results",
     help="The directory with the results.",
 )
-def main(check: bool, readme: Path, results: Path) -> None:
-    """Rewrite the tables of README.md."""
-    old = readme.read_text()
-    new, tables = BLOCK.subn(lambda block: _block(block, results), old)
-    if not tables:
-        msg = f"{readme}: no '<!-- bench:NAME -->' … '<!-- /bench -->' to fill in"
-        raise click.ClickException(msg)
-    if new == old:
-        return
-    if check:
-        click.echo(f"{readme}: a table differs from {results}; run benchmarks/table.py", err=True)
+def main(check: bool, readmes: tuple[Path, ...], results: Path) -> None:
+    """Rewrite the tables of README.md and benchmarks/README.md."""
+    differing = []
+    for readme in readmes:
+        old = readme.read_text()
+        new, tables = BLOCK.subn(lambda block: _block(block, results), old)
+        if not tables:
+            msg = f"{readme}: no '<!-- bench:NAME -->' … '<!-- /bench -->' to fill in"
+            raise click.ClickException(msg)
+        if new == old:
+            continue
+        differing.append(readme)
+        if not check:
+            readme.write_text(new)
+    if check and differing:
+        for readme in differing:
+            click.echo(f"{readme}: a table differs from {results}; run benchmarks/table.py", err=True)
         sys.exit(1)
-    readme.write_text(new)
 
 
 def _block(block: re.Match[str], results: Path) -> str:
@@ -167,25 +175,59 @@ def _spread_of(rates: list[float]) -> str:
     return f"{median:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
 
 
-def _peers(result: dict[str, Any]) -> str:
-    batches = sorted({cell["batch"] for run in result["runs"] for cell in run["cells"]})
-    rows = []
+def _by_format(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """A number format, our run of it, and the peers' runs with as many bits."""
     for dtype, group in groupby(result["runs"], key=lambda run: run["format"]):
         ours, *others = group
+        yield dtype, ours, others
+
+
+def _ratios(ours: dict[str, Any], others: list[dict[str, Any]], batches: list[int]) -> list[str]:
+    """The time of the fastest peer over ours, for each batch."""
+    own = {cell["batch"]: cell["seconds"] for cell in ours["cells"]}
+    cells = [cell for run in others for cell in run["cells"]]
+    # Results from before turns were short have no ratio.
+    ratio = {
+        batch: min(
+            cell.get("ratio", cell["seconds"] / own[batch]) for cell in cells if cell["batch"] == batch
+        )
+        for batch in batches
+    }
+    return [f"**{ratio[batch]:.2f}×**" for batch in batches]
+
+
+def _batches(result: dict[str, Any]) -> list[int]:
+    return sorted({cell["batch"] for run in result["runs"] for cell in run["cells"]})
+
+
+def _tokens(batches: list[int]) -> list[str]:
+    return [f"{batch} token{'s' if batch > 1 else ''}" for batch in batches]
+
+
+def _peers_summary(result: dict[str, Any]) -> str:
+    batches = _batches(result)
+    rows = [[dtype, *_ratios(ours, others, batches)] for dtype, ours, others in _by_format(result) if others]
+    peers = sorted({run["engine"] for run in result["runs"]} - {"lsg"})
+    return section(
+        result["machine"],
+        f"Against the fastest of {', '.join(peers)}.",
+        ["bits as", *_tokens(batches)],
+        rows,
+        spread="",
+    )
+
+
+def _peers(result: dict[str, Any]) -> str:
+    batches = _batches(result)
+    rows = []
+    for dtype, ours, others in _by_format(result):
         for run in (ours, *others):
             by_batch = {cell["batch"]: cell for cell in run["cells"]}
             rows.append(
                 [dtype, f"{run['engine']} {run['name']}", *(_peers_cell(by_batch[b]) for b in batches)]
             )
         if others:
-            ratios = [
-                min(cell["seconds"] for run in others for cell in run["cells"] if cell["batch"] == batch)
-                / next(cell["seconds"] for cell in ours["cells"] if cell["batch"] == batch)
-                for batch in batches
-            ]
-            rows.append(
-                [dtype, "**lsg against the best of them**", *(f"**{ratio:.2f}×**" for ratio in ratios)]
-            )
+            rows.append([dtype, "**lsg against the best of them**", *_ratios(ours, others, batches)])
     memory = _spread_of(
         [
             cell["memory_bytes_per_s"]
@@ -198,7 +240,7 @@ def _peers(result: dict[str, Any]) -> str:
         f"Shape {result['shape']} ({result['model']}), one layer, cold weights, `--load {result['load']}`; "
         f"{memory} GB/s read from memory. ms a layer, GB/s of the chosen experts."
     )
-    head = ["bits as", "engine", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
+    head = ["bits as", "engine", *_tokens(batches)]
     return section(result["machine"], what, head, rows)
 
 
@@ -284,7 +326,7 @@ def _families_cell(cases: list[dict[str, Any]], served: set[tuple[str, str, str]
 
 
 # Tables that show another one's results.
-SOURCES = {"engine_summary": "engine"}
+SOURCES = {"engine_summary": "engine", "peers_summary": "peers"}
 # Each takes the content of a result file.
 TABLES: dict[str, Callable[[Any], str]] = {
     "convert": _convert,
@@ -303,6 +345,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "parallel": gpu_tables.parallel,
     "gpu_draft": gpu_tables.draft,
     "peers": _peers,
+    "peers_summary": _peers_summary,
     "power": memory_tables.power,
 }
 

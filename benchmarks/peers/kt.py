@@ -1,6 +1,6 @@
-"""MoE layers in kt-kernel: the lines of JSON that moe_layers prints, from an unpacked wheel.
+"""MoE layers in kt-kernel: answers each number of tokens on the standard input as side.py wants it.
 
-    python kt.py DIR METHOD HIDDEN INTERMEDIATE EXPERTS TOP_K LAYERS THREADS NODES SECONDS BATCH...
+    python kt.py DIR METHOD HIDDEN INTERMEDIATE EXPERTS TOP_K LAYERS THREADS NODES SECONDS
 
 DIR has the wheel's kt_kernel/. Its extension is used directly, as its own Python wrappers do, without torch.
 All experts have the same weights, each in memory of its own.
@@ -206,8 +206,8 @@ def main() -> None:
     print(f"{extension.__cpu_variant__}, {peer.maker.__name__}", file=sys.stderr)
     for _ in range(layers):
         peer.add_layer()
-    for batch in map(int, sys.argv[11:]):
-        print(json.dumps(peer.measure(batch, seconds)), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(peer.measure(int(line), seconds)), flush=True)
 
 
 if __name__ == "__main__":

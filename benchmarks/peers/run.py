@@ -1,5 +1,8 @@
 """lsg beside its peers: the same layer, as many bits a weight and the same threads, in turns.
 
+A shared machine changes its speed within seconds, so turns are short, and a peer's ratio to lsg is the median
+of what each round of turns gives.
+
 The peers are the user's own: a checkout of llama.cpp and of ik_llama.cpp (their ggml directory is built here,
 outside both trees), and an unpacked wheel of kt-kernel. A peer that is not given is said, and so is a format
 that a peer cannot do here.
@@ -7,12 +10,11 @@ that a peer cannot do here.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,10 @@ import click
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import machine  # noqa: E402
+from side import Cell, Side, UnableError  # noqa: E402
 
 from lsg.runtime.bench.shapes import SHAPES, expert_bytes, layer_spec  # noqa: E402
 
-# One for each batch: {"batch", "seconds", "low", "high", "bytes", …}.
-Cells = list[dict[str, Any]]
 LLAMA, IK, KT = "llama.cpp", "ik_llama.cpp", "kt-kernel"
 
 
@@ -37,6 +38,17 @@ class Rival:
     name: str
     ours: str
     repack: bool = False
+
+    @property
+    def title(self) -> str:
+        """As tables call it."""
+        return self.name + (", repacked" if self.repack else "")
+
+    def command(self, program: Path, geometry: list[int], threads: int, nodes: int) -> list[object]:
+        """What side.py starts, up to the length of a turn."""
+        if self.engine == KT:
+            return [sys.executable, HERE / "kt.py", program, self.name, *geometry, threads, nodes]
+        return [program, self.name, int(self.repack), *geometry, threads]
 
 
 RIVALS = (
@@ -63,7 +75,11 @@ RIVALS = (
     Rival(IK, "mxfp4", "mxfp4"),
     Rival(KT, "MXFP4", "mxfp4"),
 )
+# Up to here kt-kernel gets a thread less than there are CPUs: with all of them its times are multiples of a
+# scheduler tick.
+FEW_TOKENS = 4
 FORMATS = tuple(dict.fromkeys(rival.ours for rival in RIVALS))
+CPUS = len(os.sched_getaffinity(0))
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -75,11 +91,11 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="A", show_default=True)
 @click.option("--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Only these of ours.")
 @click.option("--batch", "batches", multiple=True, type=int, default=(1, 4, 512, 2048), show_default=True)
-@click.option("--threads", type=int, default=lambda: len(os.sched_getaffinity(0)))
+@click.option("--threads", type=int, default=CPUS)
 @click.option("--nodes", type=int, default=1, show_default=True, help="NUMA nodes, for kt-kernel.")
-@click.option("--working-set", default=2.0, show_default=True, help="GB of layers that take turns.")
-@click.option("--seconds", default=0.5, show_default=True, help="Length of a measurement.")
-@click.option("--repeat", default=1, show_default=True, help="Turns; a shared machine changes its speed.")
+@click.option("--working-set", default=1.0, show_default=True, help="GB of each one's layers.")
+@click.option("--seconds", default=0.1, show_default=True, help="Length of a turn.")
+@click.option("--turns", default=7, show_default=True, help="Turns of each, at least one.")
 @click.option("--load", type=click.Choice(["map", "huge"]), default="map", show_default=True)
 @click.option("--save", "saved", type=click.Path(path_type=Path), help="Instead of benchmarks/results.")
 def main(
@@ -94,7 +110,7 @@ def main(
     nodes: int,
     working_set: float,
     seconds: float,
-    repeat: int,
+    turns: int,
     load: str,
     saved: Path | None,
 ) -> None:
@@ -112,32 +128,33 @@ def main(
     for ours in formats or FORMATS:
         spec = layer_spec(size, ours)
         layers = max(2, -(-int(working_set * 1e9) // spec.file_bytes))
-        geometry = [size.hidden_size, size.intermediate_size, spec.num_experts, size.top_k, layers, threads]
-        bits = 8 * expert_bytes(spec) / (3 * size.hidden_size * size.intermediate_size)
-        sides: list[tuple[dict[str, Any], Callable[[], Cells | None]]] = [
-            (
-                {"engine": "lsg", "name": ours, "format": ours, "bits": bits},
-                partial(_lsg, shape, ours, batches, threads, working_set, seconds, load),
-            )
-        ]
-        for rival in RIVALS:
-            program = programs[rival.engine]
-            if rival.ours == ours and program is not None:
-                name = rival.name + (", repacked" if rival.repack else "")
-                measure = partial(_measure, rival, program, geometry, nodes, seconds, batches)
-                sides.append(({"engine": rival.engine, "name": name, "format": ours}, measure))
-        turns: list[list[Cells]] = [[] for _ in sides]
-        able = list(range(len(sides)))
-        for turn in range(repeat):
-            for i in list(able) if turn % 2 == 0 else list(reversed(able)):
-                measured = sides[i][1]()
-                if measured is None:
-                    able.remove(i)
-                else:
-                    turns[i].append(measured)
-        for i in able:
-            runs.append(sides[i][0] | {"cells": _merged(turns[i])})
-            _say(runs[-1])
+        geometry = [size.hidden_size, size.intermediate_size, spec.num_experts, size.top_k, layers]
+        cells: dict[Rival | None, list[Cell]] = {}
+        few = [batch for batch in batches if batch <= FEW_TOKENS]
+        many = [batch for batch in batches if batch > FEW_TOKENS]
+        for group, of_kt in ((few, max(1, min(threads, CPUS - 1))), (many, threads)):
+            commands: dict[Rival | None, list[object]] = {
+                None: [sys.executable, HERE / "lsg.py", shape, ours, threads, working_set, load, seconds]
+            }
+            for rival in RIVALS:
+                program = programs[rival.engine]
+                if rival.ours == ours and program is not None:
+                    commands[rival] = [
+                        *rival.command(program, geometry, of_kt if rival.engine == KT else threads, nodes),
+                        seconds,
+                    ]
+            for who, measured in _in_turns(commands, group, turns).items() if group else ():
+                used = of_kt if who is not None and who.engine == KT else threads
+                cells.setdefault(who, []).extend(cell | {"threads": used} for cell in measured)
+        for who, measured in cells.items():
+            if len(measured) == len(batches):
+                engine, name = ("lsg", ours) if who is None else (who.engine, who.title)
+                runs.append({"engine": engine, "name": name, "format": ours, "cells": measured})
+                if who is None:
+                    runs[-1]["bits"] = (
+                        8 * expert_bytes(spec) / (3 * size.hidden_size * size.intermediate_size)
+                    )
+                _say(runs[-1])
     body = {"shape": shape, "model": size.model, "load": load, "runs": runs}
     facts = machine.describe(threads)
     if saved is None:
@@ -170,61 +187,42 @@ def _built(checkout: Path, build: Path, *, is_ik: bool) -> Path:
     return build / "moe_layers"
 
 
-def _merged(turns: list[Cells]) -> Cells:
-    """Every batch's median turn, with the lowest and highest of all."""
-    merged = []
-    for same in zip(*turns, strict=True):
-        ordered = sorted(same, key=lambda cell: cell["seconds"])
-        spread = {"low": min(cell["low"] for cell in same), "high": max(cell["high"] for cell in same)}
-        merged.append(ordered[(len(ordered) - 1) // 2] | spread)
-    return merged
-
-
-def _lsg(
-    shape: str,
-    ours: str,
-    batches: tuple[int, ...],
-    threads: int,
-    working_set: float,
-    seconds: float,
-    load: str,
-) -> Cells:
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, "-m", "lsg.cli", "bench", "engine", "--shape", shape, "--format", ours]
-        command += ["--threads", str(threads), "--working-set", str(working_set), "--seconds", str(seconds)]
-        command += ["--load", load, "--save", file.name]
+def _in_turns(
+    commands: dict[Rival | None, list[object]], batches: list[int], turns: int
+) -> dict[Rival | None, list[Cell]]:
+    """Everybody's cells, for those who can, said of those who cannot; the ratio is to the one called None."""
+    with ExitStack() as stack:
+        sides: dict[Rival | None, Side] = {}
+        for who, command in commands.items():
+            side = stack.enter_context(Side(command))
+            try:
+                side.measure(batches[0])
+            except UnableError as error:
+                if who is None:
+                    raise click.ClickException(str(error)) from None
+                click.echo(f"{who.engine} {who.name}: not measured ({error})", err=True)
+            else:
+                sides[who] = side
+        cells: dict[Rival | None, list[Cell]] = {who: [] for who in sides}
         for batch in batches:
-            command += ["--batch", str(batch)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        found = json.loads(Path(file.name).read_text())
-    return [
-        {
-            "batch": cell["batch"],
-            "seconds": cell["seconds"]["median"],
-            "low": cell["seconds"]["low"],
-            "high": cell["seconds"]["high"],
-            "bytes": cell["bytes_per_s"]["median"] * cell["seconds"]["median"],
-            "memory_bytes_per_s": cell["memory_bytes_per_s"],
-        }
-        for cell in found["cells"]
-    ]
+            measured: dict[Rival | None, list[Cell]] = {who: [] for who in sides}
+            for turn in range(turns):
+                for who in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+                    measured[who].append(sides[who].measure(batch))
+            for who, own in measured.items():
+                cells[who].append(_merged(own, measured[None]))
+        return cells
 
 
-def _measure(
-    rival: Rival, program: Path, geometry: list[int], nodes: int, seconds: float, batches: tuple[int, ...]
-) -> Cells | None:
-    """The peer's cells, or None, said, when it cannot do the format here."""
-    if rival.engine == KT:
-        command = [sys.executable, HERE / "kt.py", program, rival.name, *geometry, nodes, seconds, *batches]
-    else:
-        command = [program, rival.name, int(rival.repack), *geometry, seconds, *batches]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    cells = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"batch"')]
-    if run.returncode != 0 or len(cells) != len(batches):
-        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        click.echo(f"{rival.engine} {rival.name}: not measured (exit {run.returncode}: {last})", err=True)
-        return None
-    return cells
+def _merged(turns: list[Cell], ours: list[Cell]) -> Cell:
+    """The median turn, with the lowest and highest time of all, and the median ratio to ours."""
+    merged = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+    ratios = [turn["seconds"] / our["seconds"] for turn, our in zip(turns, ours, strict=True)]
+    return merged | {
+        "low": min(turn["low"] for turn in turns),
+        "high": max(turn["high"] for turn in turns),
+        "ratio": statistics.median(ratios),
+    }
 
 
 def _say(run: dict[str, Any]) -> None:

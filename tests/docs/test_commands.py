@@ -1,4 +1,4 @@
-"""Every command says what it does, and the README quotes only commands that exist."""
+"""Every command says what it does, and the READMEs quote only commands that exist."""
 
 import re
 import shlex
@@ -11,16 +11,17 @@ import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+READMES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 COMMANDS = {
     entry.name: entry for entry in entry_points(group="console_scripts") if entry.value.startswith("lsg.")
 }
 
 
 def quoted_lines() -> list[str]:
-    """Lines of the README's code blocks, prompts and continuations undone."""
+    """Lines of the READMEs' code blocks, prompts and continuations undone."""
     lines = []
-    for block in re.findall(r"^```[^\n]*\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE):
+    text = "\n".join(readme.read_text() for readme in READMES)
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         lines += [line.removeprefix("$ ").strip() for line in block.replace("\\\n", " ").splitlines()]
     return lines
 
@@ -100,11 +101,11 @@ def test_readme_quotes_both_commands() -> None:
 
 def test_quoted_commands_parse() -> None:
     for words in quoted_commands():
-        assert words[0] in COMMANDS, f"the README quotes {words[0]}, which is not installed"
+        assert words[0] in COMMANDS, f"a README quotes {words[0]}, which is not installed"
         try:
             parse(COMMANDS[words[0]].load(), words[1:])
         except click.UsageError as error:
-            pytest.fail(f"the README quotes `{shlex.join(words)}`: {error.format_message()}")
+            pytest.fail(f"a README quotes `{shlex.join(words)}`: {error.format_message()}")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,16 @@ def test_quoted_make_targets_exist() -> None:
     assert set(quoted) <= targets
 
 
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(readme: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", readme.read_text())
+    assert links
+    missing = [link for link in links if not (readme.parent / link).exists()]
+    assert not missing
+
+
 def test_tables_are_what_the_results_give() -> None:
-    """Numbers in the README come from benchmarks/results, not from somebody's keyboard."""
+    """Numbers in the READMEs come from benchmarks/results, not from somebody's keyboard."""
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "table.py", "--check"],
         capture_output=True,

@@ -1,17 +1,18 @@
 // MoE layers in ggml, as llama.cpp builds them: mul_mat_id for gate, up and down, experts chosen at
 // random.
 //
-//   moe_layers TYPE REPACK HIDDEN INTERMEDIATE EXPERTS TOP_K LAYERS THREADS SECONDS BATCH...
+//   moe_layers TYPE REPACK HIDDEN INTERMEDIATE EXPERTS TOP_K LAYERS THREADS SECONDS
 //
-// Each batch gives a line of JSON with the seconds of a layer and the bytes of the experts that
-// were chosen, counted once. A graph has all layers, one after another, so the weights are cold and
-// starting the threads costs little.
+// Each number of tokens on the standard input gives a line of JSON with the seconds of a layer and
+// the bytes of the experts that were chosen, counted once. A graph has all layers, one after
+// another, so the weights are cold and starting the threads costs little.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <numeric>
 #include <random>
 #include <string>
@@ -222,7 +223,7 @@ void Measure(ggml_backend_t backend, const std::vector<Layer>& layers, const Sha
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 11) Fail("see the head of moe_layers.cpp for the arguments");
+  if (argc != 10) Fail("see the head of moe_layers.cpp for the arguments");
   const ggml_type type = TypeOf(argv[1]);
   const bool repack = std::string(argv[2]) == "1";
   const Shape shape{std::atoll(argv[3]), std::atoll(argv[4]), std::atoll(argv[5]),
@@ -261,5 +262,5 @@ int main(int argc, char** argv) {
     }
 #endif
   }
-  for (int i = 10; i < argc; ++i) Measure(backend, layers, shape, std::atoll(argv[i]), seconds);
+  for (int64_t tokens; std::cin >> tokens;) Measure(backend, layers, shape, tokens, seconds);
 }
