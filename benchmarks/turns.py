@@ -77,7 +77,7 @@ def serve(build: str, options: dict[str, Any]) -> None:
 
     placed = placement.plan(host.observe(), threads=options["threads"])
     shape = SHAPES[options["shape"]]
-    engine = Engine(nodes=placed.workers, isa=options["isa"])
+    engine = Engine(nodes=placed.workers, isa=options["isa"], spin_us=1000)
     with tempfile.TemporaryDirectory() as scratch:
         spec = layer_spec(shape, options["format_"])
         layers = Layers(

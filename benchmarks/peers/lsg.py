@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lsg._core import Engine
 from lsg.runtime import host, placement
-from lsg.runtime.bench.layers import Layers
+from lsg.runtime.bench.layers import SPIN_US, Layers
 from lsg.runtime.bench.limits import Probe
 from lsg.runtime.bench.shapes import SHAPES, layer_spec
 
@@ -25,7 +25,7 @@ def main() -> None:
     shape_name, dtype, threads, working_set, load, seconds = sys.argv[1:]
     shape = SHAPES[shape_name]
     placed = placement.plan(host.observe(), threads=int(threads))
-    engine = Engine(nodes=placed.workers)
+    engine = Engine(nodes=placed.workers, spin_us=SPIN_US)
     with tempfile.TemporaryDirectory() as scratch:
         spec = layer_spec(shape, dtype)
         layers = Layers(engine, placed, spec, shape.top_k, 1e9 * float(working_set), Path(scratch), load)

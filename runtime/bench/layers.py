@@ -18,6 +18,9 @@ from lsg.runtime.bench.shapes import expert_bytes
 from lsg.runtime.bench.synthetic import LayerWriter
 from lsg.runtime.placement import Placement
 
+# What workers of a measured engine spin for, as beside a GPU. What 50 µs would measure is this program: long
+# layers push its code out of the caches, and then it takes longer than that between two calls.
+SPIN_US: Final = 1000
 _MIN_CALLS: Final = 3
 # Random choices of experts that take turns; a long batch chooses nearly all experts anyway.
 _CHOSEN_TOKENS: Final = 2048

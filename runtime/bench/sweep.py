@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from lsg._core import Engine, Instruction
 from lsg.runtime.bench import limits
-from lsg.runtime.bench.layers import Call, Layers
+from lsg.runtime.bench.layers import SPIN_US, Call, Layers
 from lsg.runtime.bench.limits import Limits
 from lsg.runtime.bench.shapes import SHAPES, layer_spec
 from lsg.runtime.placement import Placement
@@ -116,7 +116,9 @@ def sweep(options: Options) -> Iterator[Group]:
         for format in options.formats:
             shape = SHAPES[shape_name]
             spec = layer_spec(shape, format, options.num_experts)
-            engine = Engine(nodes=placed.workers, isa=options.isa, activations=options.activations)
+            engine = Engine(
+                nodes=placed.workers, isa=options.isa, activations=options.activations, spin_us=SPIN_US
+            )
             began = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="lsg-bench-", dir=options.scratch) as scratch:
                 layers = Layers(
