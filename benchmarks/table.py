@@ -132,7 +132,7 @@ def _engine(result: dict[str, Any]) -> str:
         f"GB/s read from memory; {peaks} GOP/s. In a cell: ms a layer; GB/s of the chosen experts or, where "
         "arithmetic binds, GOP/s; how much that is of the limit that binds."
     )
-    head = ["shape", "format", *(f"{batch} token{'s' if batch > 1 else ''}" for batch in batches)]
+    head = ["shape", "format", *_tokens(batches)]
     return section(result["machine"], what, head, rows)
 
 
@@ -141,8 +141,8 @@ def _engine_summary(result: dict[str, Any]) -> str:
     formats = list(dict.fromkeys(cell["format"] for cell in cells))
     batches = sorted({cell["batch"] for cell in cells})
     rows = []
-    for batch in batches:
-        row = [f"{batch} token{'s' if batch > 1 else ''}"]
+    for batch, tokens in zip(batches, _tokens(batches), strict=True):
+        row = [tokens]
         for dtype in formats:
             shares = [
                 max(cell["percent_of_memory"], cell["percent_of_arithmetic"])

@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,13 @@ class Rival:
         """As tables call it."""
         return self.name + (", repacked" if self.repack else "")
 
-    def command(self, program: Path, geometry: list[int], threads: int, nodes: int) -> list[object]:
-        """What side.py starts, up to the length of a turn."""
+    def command(
+        self, program: Path, geometry: list[int], threads: int, nodes: int, seconds: float
+    ) -> list[object]:
+        """What side.py starts."""
         if self.engine == KT:
-            return [sys.executable, HERE / "kt.py", program, self.name, *geometry, threads, nodes]
-        return [program, self.name, int(self.repack), *geometry, threads]
+            return [sys.executable, HERE / "kt.py", program, self.name, *geometry, threads, nodes, seconds]
+        return [program, self.name, int(self.repack), *geometry, threads, seconds]
 
 
 RIVALS = (
@@ -133,17 +135,17 @@ def main(
         few = [batch for batch in batches if batch <= FEW_TOKENS]
         many = [batch for batch in batches if batch > FEW_TOKENS]
         for group, of_kt in ((few, max(1, min(threads, CPUS - 1))), (many, threads)):
+            if not group:
+                continue
             commands: dict[Rival | None, list[object]] = {
                 None: [sys.executable, HERE / "lsg.py", shape, ours, threads, working_set, load, seconds]
             }
             for rival in RIVALS:
                 program = programs[rival.engine]
                 if rival.ours == ours and program is not None:
-                    commands[rival] = [
-                        *rival.command(program, geometry, of_kt if rival.engine == KT else threads, nodes),
-                        seconds,
-                    ]
-            for who, measured in _in_turns(commands, group, turns).items() if group else ():
+                    used = of_kt if rival.engine == KT else threads
+                    commands[rival] = rival.command(program, geometry, used, nodes, seconds)
+            for who, measured in _in_turns(commands, group, turns).items():
                 used = of_kt if who is not None and who.engine == KT else threads
                 cells.setdefault(who, []).extend(cell | {"threads": used} for cell in measured)
         for who, measured in cells.items():
@@ -194,7 +196,7 @@ def _in_turns(
     with ExitStack() as stack:
         sides: dict[Rival | None, Side] = {}
         for who, command in commands.items():
-            side = stack.enter_context(Side(command))
+            side = stack.enter_context(closing(Side(command)))
             try:
                 side.measure(batches[0])
             except UnableError as error:
@@ -219,6 +221,7 @@ def _merged(turns: list[Cell], ours: list[Cell]) -> Cell:
     merged = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
     ratios = [turn["seconds"] / our["seconds"] for turn, our in zip(turns, ours, strict=True)]
     return merged | {
+        "batch": turns[0]["batch"],
         "low": min(turn["low"] for turn in turns),
         "high": max(turn["high"] for turn in turns),
         "ratio": statistics.median(ratios),

@@ -112,7 +112,7 @@ void Int8Panel(const Panel& panel, const Int8Row* x, float* const* y, bool accum
   // came with 27 instead of 32 GB/s to one token on two Zen 4 cores, with 26 instead of 31 to four.
   // Four bits have fewer loads, and lose what they gain.
   constexpr bool kUnrolled = !kFew || kPerLine > 1 || Simd::kDotBits != 32;
-  constexpr int kLinesAtOnce = kUnrolled ? kLines : 2;
+  constexpr int kLinesAtOnce = 2;
   // Vectors of outputs that are summed side by side, and those that share a load of an input: one
   // where that saves few loads, because memory gives most when lines are read in order. Four pay
   // where all sums fit 32 registers; weights of four bits need too many beside.

@@ -1,7 +1,7 @@
 """A program that measures batches on request, and does nothing in between.
 
-It reads a number of tokens a line and answers each with a line of JSON: {"batch", "seconds", "low", "high",
-"bytes", …}. Until it is asked it is stopped, so that nobody who waits by spinning disturbs another's turn.
+It reads a number of tokens a line and answers each with a line of JSON: {"batch", "seconds", …}. Until it is
+asked it is stopped, so that nobody who waits by spinning disturbs another's turn.
 """
 
 import json
@@ -10,8 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 Cell = dict[str, Any]
 
@@ -34,12 +33,8 @@ class Side:
         )
         self._stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End it."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()
