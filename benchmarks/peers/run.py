@@ -138,7 +138,7 @@ def main(
             if not group:
                 continue
             commands: dict[Rival | None, list[object]] = {
-                None: [sys.executable, HERE / "lsg.py", shape, ours, threads, working_set, load, seconds]
+                None: [sys.executable, HERE / "ours.py", shape, ours, threads, working_set, load, seconds]
             }
             for rival in RIVALS:
                 program = programs[rival.engine]

@@ -1,6 +1,6 @@
 """MoE layers in lsg: answers each number of tokens on the standard input as side.py wants it.
 
-    python lsg.py SHAPE FORMAT THREADS WORKING_SET_GB LOAD SECONDS
+    python ours.py SHAPE FORMAT THREADS WORKING_SET_GB LOAD SECONDS
 
 Beside the layer's times: how fast the same threads read memory just after.
 """
