@@ -16,6 +16,7 @@ PanelKernels KernelsFor(const Kernels& kernels, const PanelFormat& format, bool 
     PanelKernels panel = SelectPanelKernels(kernels, format);
     if (!rounds) {
       panel.int8 = nullptr;
+      panel.int8_sweep = nullptr;
     } else if (panel.bf16 != nullptr) {
       panel.f32 = panel.bf16;
     }

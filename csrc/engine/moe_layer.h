@@ -82,7 +82,7 @@ class MoeLayer {
 
  private:
   static const SweepKernels& Sweep(const PanelKernels& kernels) {
-    return kernels.int8 != nullptr ? *kernels.int8_sweep : *kernels.f32_sweep;
+    return kernels.int8_sweep != nullptr ? *kernels.int8_sweep : *kernels.f32_sweep;
   }
   template <typename T>
   const T* TableAt(uint64_t offset) const {

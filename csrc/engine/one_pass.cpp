@@ -95,8 +95,8 @@ bool MoeEngine::InOnePass(int layer_index, int tokens, int top_k) const {
 
 bool MoeEngine::Int8Inputs(int layer_index, int tokens, int top_k) const {
   const MoeLayer& layer = *layers_.at(layer_index);
-  return layer.int8_gate_up() &&
-         (InOnePass(layer_index, tokens, top_k) || layer.gate_up_sweep().int8_inputs);
+  return InOnePass(layer_index, tokens, top_k) ? layer.int8_gate_up()
+                                               : layer.gate_up_sweep().int8_inputs;
 }
 
 void MoeEngine::GateUp(const MoeLayer& layer, const Panel& panel, const RoutedToken* routed,

@@ -40,6 +40,8 @@ constexpr Kernels WithMatrixUnit() {
   UseInt8<&SweepGroups<Int8Integers, 1>>(table.int8);
   // Zero points leave integers of nine bits.
   table.uint8.int8_sweep = table.uint8.f32_sweep;
+  UseInt8<&SweepGroups<Fp8Integers<4>, 1>>(table.fp8_e4m3);
+  UseInt8<&SweepGroups<Fp8Integers<5>, 1>>(table.fp8_e5m2);
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 1>>(table.fp4_e2m1);
   UseInt8<&SweepGroups<NibbleIntegers<false, false>, 2>>(table.fp4_e2m1_halves);
   UseForFloats<Bf16Pairs>(table.bf16);

@@ -45,6 +45,8 @@ struct alignas(64) TileConfig {
 static_assert(sizeof(TileConfig) == 64);
 
 constexpr int kTileRows = 16;
+// Tiles of outputs that meet the inputs together.
+constexpr int kWeightTiles = 2;
 
 }  // namespace
 }  // namespace lsg

@@ -13,8 +13,6 @@
 namespace lsg {
 namespace {
 
-// Tiles of outputs that meet the inputs together.
-constexpr int kWeightTiles = 2;
 using TileWeights = Bf16Weights<kWeightTiles>;
 // Tiles of inputs swept at once: as bf16 their weights for 32 outputs take 128 KiB of L2.
 constexpr int kAmxSweepTiles = 64;

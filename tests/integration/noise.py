@@ -8,7 +8,7 @@ independent of each other (they depend on the last bits), have mean zero and
     ±u·y) + K · (u_sum · rms(y))² / 3     a sum of K terms, each partial sum rounded with u_sum + step² / 12
     int8 quantisation, step = the group's largest value / 127; where the engine's prompts round 4-bit
     weights as well (AMX), a sum with them has sum_k (x_k · step_k)² / 12 more, with the steps of
-    csrc/kernels/sweep_amx_int8-inl.h
+    csrc/kernels/int8_groups-inl.h
 
 so the sum is close to normal, and it exceeds SIGMAS standard deviations about once in two million. The
 factors J_i, which carry depth, gains and normalisations, are not bounded by hand: the standard deviation of

@@ -82,7 +82,7 @@ class RandomMatrix:
     """`value` has the columns as they are packed: column k multiplies input `order[k]`.
 
     `coarse`: how far off a weight's rounding to int8 may be in a group of 128 whose largest scale is its own
-    (sweep_amx_int8-inl.h); None where no level does that.
+    (int8_groups-inl.h); None where no level does that.
     """
 
     packed: _core.Matrix
@@ -148,7 +148,10 @@ def random_codes(
         return codes, (codes if fmt.zero_point else codes.view(np.int8)).astype(np.float64), 80
     if fmt.dtype in (dtype.FP8_E4M3, dtype.FP8_E5M2):
         exponent_bits = 4 if fmt.dtype == dtype.FP8_E4M3 else 5
-        codes = rng.integers(0, 0x5F, shape, np.uint8) | (rng.integers(0, 2, shape, np.uint8) << 7)
+        # Each of 16 outputs has a largest magnitude of its own, of the next 16 all have the same.
+        largest = rng.integers(0x28, 0x5F, (shape[0], 1), np.uint8)
+        largest[np.arange(shape[0]) // 16 % 2 == 1] = 0x5F
+        codes = rng.integers(0, largest, shape, np.uint8) | (rng.integers(0, 2, shape, np.uint8) << 7)
         return codes, float8(codes, exponent_bits), 20
     values = rng.normal(size=shape)
     if fmt.dtype == dtype.BF16:
@@ -159,13 +162,31 @@ def random_codes(
     return half.view(np.uint16), half.astype(np.float64), 1
 
 
-def coarse_step(fmt: _core.PanelFormat) -> float | None:
-    """The step of int8 in groups of 128, in units of their largest scale; None: nothing is rounded so."""
+FP8 = (_core.Dtype.FP8_E4M3, _core.Dtype.FP8_E5M2)
+
+
+def has_coarse_int8(fmt: _core.PanelFormat) -> bool:
+    """Whether some level rounds such weights to int8 in groups of 128."""
+    dtype = _core.Dtype
+    if fmt.dtype == dtype.INT8:
+        return not fmt.zero_point
+    return fmt.dtype in (dtype.INT4, dtype.FP4_E2M1, *FP8)
+
+
+def coarse_error_of_codes(fmt: _core.PanelFormat, value: F64) -> F64:
+    """How far off that may be, in units of the group's largest scale, for codes of such values [N, 1]."""
+    if fmt.dtype in FP8:
+        # Half a step of a 127th of the largest magnitude of 16 outputs, which is at most twice its own. Or
+        # 0.62 steps, of a 127th of its own or of a unit, and half a unit: a 4096th of the 16 outputs' largest at
+        # most.
+        largest = np.abs(value).max(axis=1, keepdims=True)
+        unit = largest.max() / 4096
+        return np.maximum(largest / 127, 0.62 * np.maximum(largest / 127, unit) + 0.5 * unit)
     if fmt.dtype == _core.Dtype.INT4:
-        return 16 / 112 if fmt.zero_point else 8 / 120
-    if fmt.dtype == _core.Dtype.FP4_E2M1:
-        return 6 / 120
-    return 128 / 127 if fmt.dtype == _core.Dtype.INT8 and not fmt.zero_point else None
+        step = 16 / 112 if fmt.zero_point else 8 / 120
+    else:
+        step = 6 / 120 if fmt.dtype == _core.Dtype.FP4_E2M1 else 128 / 127
+    return np.full((len(value), 1), 0.57 * step)
 
 
 def random_matrix(
@@ -176,6 +197,7 @@ def random_matrix(
     order: npt.NDArray[np.uint32] | None = None,
 ) -> RandomMatrix:
     raw, value, typical = random_codes(rng, fmt, (rows, cols))
+    codes_error = coarse_error_of_codes(fmt, value)
     scales = zero_points = bias = global_scale = coarse = None
     if fmt.scale_dtype != _core.ScaleDtype.NONE:
         scale_k = fmt.scale_k or cols
@@ -191,8 +213,8 @@ def random_matrix(
             zero_points = rng.integers(0, 17 if fmt.dtype == _core.Dtype.INT4 else 256, shape, np.uint8)
             value = value - spread(zero_points)
         value = value * spread(scale_value)
-        if (step := coarse_step(fmt)) is not None:
-            coarse = 0.57 * step * np.abs(spread(scale_value))
+        if has_coarse_int8(fmt):
+            coarse = codes_error * np.abs(spread(scale_value))
     if fmt.global_scale:
         global_scale = float(np.float32(rng.uniform(0.02, 0.1)))
         value = value * global_scale
@@ -297,11 +319,11 @@ def quantize_rows(x: npt.NDArray[np.float32], group: int = 32) -> tuple[F64, F64
 def coarse_error(matrix: RandomMatrix, dtype: _core.Dtype, *, aligned: bool) -> F64:
     """What rounding to int8 in groups of 128 columns can do to each weight.
 
-    Nothing where rows have one scale. aligned: the groups are columns 0 … 127 and so on, so weights of four
-    bits are exact where their scale is the largest. Else groups may begin anywhere.
+    Nothing where rows of integers have one scale. aligned: the groups are columns 0 … 127 and so on, so
+    weights of four bits are exact where their scale is the largest. Else groups may begin anywhere.
     """
     assert matrix.coarse is not None
-    if (matrix.coarse == matrix.coarse[:, :1]).all():
+    if dtype not in FP8 and (matrix.coarse == matrix.coarse[:, :1]).all():
         return np.zeros_like(matrix.coarse)
     if not aligned:
         return np.broadcast_to(matrix.coarse.max(axis=1, keepdims=True), matrix.coarse.shape)
@@ -310,7 +332,7 @@ def coarse_error(matrix: RandomMatrix, dtype: _core.Dtype, *, aligned: bool) -> 
     padded[:, :cols] = matrix.coarse
     groups = padded.reshape(rows, -1, 128)
     largest = groups.max(axis=-1, keepdims=True)
-    exact = (groups == largest) & (dtype != _core.Dtype.INT8)
+    exact = (groups == largest) & (dtype in (_core.Dtype.INT4, _core.Dtype.FP4_E2M1))
     return np.where(exact, 0, largest).reshape(rows, -1)[:, :cols]
 
 
