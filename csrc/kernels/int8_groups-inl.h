@@ -251,17 +251,20 @@ class GroupUnpacker {
   // The first of `k_tiles` tiles meets the rows' tile `k_begin`.
   GroupUnpacker(const WeightRun* runs, int first, int k_begin, int k_tiles)
       : run_(runs), first_(first), begin_(k_begin % kScaleTiles), left_(k_tiles) {
-    Prepare();
+    if (kAhead) Prepare();
   }
 
   void Next(GroupWeights* out) {
+    if (!kAhead) Prepare();
     for (int t = 0; t < kWeightTiles; ++t) UnpackOutputs(t, out);
     begin_ = 0;
-    if (left_ > 0) Prepare();
+    if (kAhead && left_ > 0) Prepare();
   }
 
  private:
   static constexpr size_t kTileBytes = TileBytes(Format::kBits);
+  // 8-bit floats are prepared a group ahead, because each step of that waits for the last.
+  static constexpr bool kAhead = kIsFp8<Format>;
 
   // What 16 outputs' next weights meet.
   struct Outputs {
@@ -274,7 +277,6 @@ class GroupUnpacker {
     int largest_magnitude;
   };
 
-  // A group ahead, because each step waits for the last.
   void Prepare() {
     end_ = std::min(kScaleTiles, begin_ + left_);
     left_ -= end_ - begin_;

@@ -177,8 +177,8 @@ def coarse_error_of_codes(fmt: _core.PanelFormat, value: F64) -> F64:
     """How far off that may be, in units of the group's largest scale, for codes of such values [N, 1]."""
     if fmt.dtype in FP8:
         # Half a step of a 127th of the largest magnitude of 16 outputs, which is at most twice its own. Or
-        # 0.62 steps, of a 127th of its own or of a unit, and half a unit: a 4096th of the 16 outputs' largest at
-        # most.
+        # 0.62 steps, of a 127th of its own or of a unit, and half a unit; which is at most a 4096th of the
+        # 16 outputs' largest.
         largest = np.abs(value).max(axis=1, keepdims=True)
         unit = largest.max() / 4096
         return np.maximum(largest / 127, 0.62 * np.maximum(largest / 127, unit) + 0.5 * unit)
