@@ -28,7 +28,9 @@ def main(arguments: list[str]) -> None:
         status = subprocess.run(command, check=False).returncode
         if status != 0:
             raise SystemExit(status)
-        found = json.loads(Path(saved.name).read_text())
+        if not (text := Path(saved.name).read_text()):
+            return  # --help
+    found = json.loads(text)
     facts = machine.describe(found.pop("machine")["threads"])
     if found["isa"] != "highest":
         facts |= {"name": f"{facts['name']}-{found['isa']}", "isa": found["isa"]}

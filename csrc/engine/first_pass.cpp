@@ -43,49 +43,63 @@ void MoeEngine::Activations(const MoeLayer& layer, int node, const ExpertTokens&
   const SweepKernels& sweep = layer.gate_up_sweep();
   const SweepKernels& down = layer.down_sweep();
   const int k_tiles = layer.in_stride() / kTileK;
-  const int64_t row_bytes = sweep.RowBytes(k_tiles);
-  const int max_rows = SweepRows(row_bytes, expert.end - expert.begin);
+  const SweepParts parts(sweep, k_tiles, expert.end - expert.begin);
   const int block_rows = layer.gated() ? kBlockN / 2 : kBlockN;
   const int block_tiles = block_rows / kTileK;
   // Activations wait until they are as many as are packed together.
   const int act_tiles = std::max(down.group_tiles, block_tiles);
   const int act_row = act_tiles * kTileK;
-  const SweepScratch scratch(int64_t{std::min(sweep.max_tiles, k_tiles)} * sweep.weight_bytes,
-                             max_rows * row_bytes, act_row);
+  const SweepScratch scratch(int64_t{std::min(parts.tiles, k_tiles)} * sweep.weight_bytes,
+                             parts.rows * sweep.RowBytes(k_tiles), act_row, parts.blocks);
   const int64_t tile_bytes = layer.GateUpTileBytes();
   const UnitRange all_units = layer.UnitsOf(node);
-  for (int begin = expert.begin; begin < expert.end; begin += max_rows) {
+  // Blocks of outputs are counted through the units.
+  const int unit_blocks = layer.GateUpPanel(units.begin, expert.expert).blocks;
+  const int end_block = units.size() * unit_blocks;
+  const auto panel_of = [&](int block) {
+    return layer.GateUpPanel(units.begin + block / unit_blocks, expert.expert);
+  };
+  const auto sums_of = [&](int block) {
+    return scratch.sums + int64_t{block % parts.blocks} * kMaxSweepRows * kBlockN;
+  };
+  for (int begin = expert.begin; begin < expert.end; begin += parts.rows) {
     const RoutedToken* routed = ws.routing.tokens.data() + begin;
-    const int rows = std::min(max_rows, expert.end - begin);
+    const int rows = std::min(parts.rows, expert.end - begin);
     const PackedRows x = sweep.RowsAt(scratch.rows, rows, k_tiles);
     CollectInputs(layer, layer.InputOrder(expert.expert), routed, x);
     const PackedRows acts = ActRows(layer, node, begin, rows);
-    for (int unit = units.begin; unit < units.end; ++unit) {
-      const Panel panel = layer.GateUpPanel(unit, expert.expert);
-      for (int block = 0; block < panel.blocks; ++block) {
-        FillRows(scratch.sums, rows,
-                 panel.bias == nullptr ? nullptr : panel.bias + block * kBlockN);
-        for (int k = 0; k < k_tiles; k += sweep.max_tiles) {
-          const WeightRun run{panel, block, k, std::min(sweep.max_tiles, k_tiles - k)};
+    for (int first = 0; first < end_block; first += parts.blocks) {
+      const int end = std::min(first + parts.blocks, end_block);
+      for (int block = first; block < end; ++block) {
+        const float* bias = panel_of(block).bias;
+        FillRows(sums_of(block), rows,
+                 bias == nullptr ? nullptr : bias + block % unit_blocks * kBlockN);
+      }
+      for (int k = 0; k < k_tiles; k += parts.tiles) {
+        for (int block = first; block < end; ++block) {
+          const WeightRun run{panel_of(block), block % unit_blocks, k,
+                              std::min(parts.tiles, k_tiles - k)};
+          // What is swept next.
+          int next = block + 1, next_k = k;
+          if (next == end && k + parts.tiles < k_tiles) next = first, next_k = k + parts.tiles;
+          if (next == end) next_k = 0;
           Later later;
-          if (const int after = k + run.k_tiles; after < k_tiles) {
-            later.Add(panel, block, after, sweep.max_tiles, tile_bytes);
-          } else if (block + 1 < panel.blocks) {
-            later.Add(panel, block + 1, 0, sweep.max_tiles, tile_bytes);
-          } else if (unit + 1 < units.end) {
-            later.Add(layer.GateUpPanel(unit + 1, expert.expert), 0, 0, sweep.max_tiles,
-                      tile_bytes);
+          if (next < end_block) {
+            later.Add(panel_of(next), next % unit_blocks, next_k, parts.tiles, tile_bytes);
           }
-          sweep.sweep(&run, 1, x, k, scratch.weights, scratch.sums, kBlockN, later.All());
+          sweep.sweep(&run, 1, x, k, scratch.weights, sums_of(block), kBlockN, later.All());
         }
-        const int tile = (unit - all_units.begin) * layer.unit_tiles() + block * block_tiles;
+      }
+      for (int block = first; block < end; ++block) {
+        const int unit = units.begin - all_units.begin + block / unit_blocks;
+        const int tile = unit * layer.unit_tiles() + block % unit_blocks * block_tiles;
         const int at = tile % act_tiles;
+        const float* sums = sums_of(block);
         for (int r = 0; r < rows; ++r) {
-          kernels_.activate(layer.activation(), layer.gated(), block_rows,
-                            scratch.sums + r * kBlockN, routed[r].weight,
-                            scratch.acts + r * act_row + at * kTileK);
+          kernels_.activate(layer.activation(), layer.gated(), block_rows, sums + r * kBlockN,
+                            routed[r].weight, scratch.acts + r * act_row + at * kTileK);
         }
-        const bool last = unit + 1 == all_units.end && block + 1 == panel.blocks;
+        const bool last = units.end == all_units.end && block + 1 == end_block;
         if (const int tiles = at + block_tiles; tiles == act_tiles || last) {
           for (int r = 0; r < rows; ++r) {
             down.pack(scratch.acts + r * act_row, tiles, acts, tile - at, r);

@@ -38,8 +38,7 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, const 
   const int unit_tiles = layer.unit_tiles();
   const int first_unit = layer.UnitsOf(node).begin;
   const int units_at_once = std::clamp(sweep.max_tiles / unit_tiles, 1, kMaxRuns);
-  const SweepScratch scratch(int64_t{units_at_once} * unit_tiles * sweep.weight_bytes, 0, 0);
-  const int64_t in_row_bytes = layer.gate_up_sweep().RowBytes(layer.in_stride() / kTileK);
+  const SweepScratch scratch(int64_t{units_at_once} * unit_tiles * sweep.weight_bytes, 0, 0, 1);
   const int64_t block_size = int64_t{tokens} * kBlockN;
   std::fill(out, out + (blocks.end - blocks.begin) * block_size, 0.0f);
   const auto& experts = ws.routing.experts;
@@ -50,7 +49,9 @@ void MoeEngine::Outputs(const MoeLayer& layer, int node, UnitRange piece, const 
   for (int e = range.begin; e < range.end; ++e) {
     const ExpertTokens& expert = experts[e];
     // The rows that Activations packed together.
-    const int max_rows = SweepRows(in_row_bytes, expert.end - expert.begin);
+    const int max_rows =
+        SweepParts(layer.gate_up_sweep(), layer.in_stride() / kTileK, expert.end - expert.begin)
+            .rows;
     const float* bias = piece.begin == 0 ? layer.DownBias(expert.expert) : nullptr;
     for (int begin = expert.begin; begin < expert.end; begin += max_rows) {
       const RoutedToken* routed = ws.routing.tokens.data() + begin;

@@ -13,31 +13,48 @@ namespace lsg {
 // Packed inputs swept at once: they stay in L2 beside the weights.
 inline constexpr int64_t kSweepInputBytes = 1 << 20;
 inline constexpr int kMaxSweepRows = 256;
+// Where a token has too many inputs for that, a part of them meets several blocks of outputs in
+// turn, whose sums stay there too.
+inline constexpr int64_t kPartInputBytes = 1 << 19;
+inline constexpr int64_t kPartSumBytes = 1 << 18;
 // Units whose weights meet in one sweep, at most: they go on the stack.
 inline constexpr int kMaxRuns = 64;
 
-// Rows of a sweep for an expert of so many tokens: as few sweeps as fit, about equally long.
-inline int SweepRows(int64_t row_bytes, int tokens) {
-  const int most = static_cast<int>(
-      std::clamp<int64_t>(kSweepInputBytes / row_bytes / 16 * 16, 16, kMaxSweepRows));
-  return static_cast<int>(AlignUp(CeilDiv(tokens, CeilDiv(tokens, most)), 16));
-}
+// How an expert's tokens meet its gate and up: so many rows at a time, of which so many tiles of
+// inputs meet so many blocks of outputs before the next tiles do.
+struct SweepParts {
+  int rows, tiles, blocks;
+
+  // As few times as kMaxSweepRows allows, with about as many rows each: every time weights are read
+  // and unpacked.
+  SweepParts(const SweepKernels& sweep, int k_tiles, int tokens)
+      : rows(static_cast<int>(AlignUp(CeilDiv(tokens, CeilDiv(tokens, kMaxSweepRows)), 16))),
+        tiles(sweep.max_tiles),
+        blocks(1) {
+    if (rows * sweep.RowBytes(k_tiles) <= kSweepInputBytes) return;
+    const int64_t group_bytes = rows * sweep.RowBytes(sweep.group_tiles);
+    const int64_t sum_bytes = rows * kBlockN * int64_t{sizeof(float)};
+    const auto groups = static_cast<int>(std::max<int64_t>(kPartInputBytes / group_bytes, 1));
+    tiles = std::min(groups * sweep.group_tiles, sweep.max_tiles);
+    blocks = static_cast<int>(std::max<int64_t>(kPartSumBytes / sum_bytes, 1));
+  }
+};
 
 // A worker's own memory, kept between calls.
 struct SweepScratch {
   uint8_t* weights;
   uint8_t* rows;
-  float* sums;  // [kMaxSweepRows][64]
+  float* sums;  // [blocks][kMaxSweepRows][64]
   float* acts;  // [kMaxSweepRows][act_row], until they are packed
 
-  SweepScratch(int64_t weight_bytes, int64_t row_bytes, int act_row) {
-    constexpr int64_t kSumBytes = int64_t{kMaxSweepRows} * kBlockN * sizeof(float);
+  SweepScratch(int64_t weight_bytes, int64_t row_bytes, int act_row, int blocks) {
+    const int64_t sum_bytes = blocks * int64_t{kMaxSweepRows} * kBlockN * sizeof(float);
     const int64_t act_bytes = int64_t{kMaxSweepRows} * act_row * sizeof(float);
     thread_local Scratch<uint8_t> memory;
-    memory.Grow(weight_bytes + row_bytes + act_bytes + kSumBytes);
+    memory.Grow(weight_bytes + row_bytes + act_bytes + sum_bytes);
     sums = reinterpret_cast<float*>(memory.data());
-    acts = reinterpret_cast<float*>(memory.data() + kSumBytes);
-    weights = memory.data() + kSumBytes + act_bytes;
+    acts = reinterpret_cast<float*>(memory.data() + sum_bytes);
+    weights = memory.data() + sum_bytes + act_bytes;
     rows = weights + weight_bytes;
   }
 };

@@ -61,6 +61,14 @@ def steady(before: Limits, after: Limits) -> bool:
     return all(max(pair) <= 1.2 * min(pair) for pair in pairs)
 
 
+def best(before: Limits, after: Limits) -> Limits:
+    """The higher of each limit: whatever else runs can only lower one."""
+    return Limits(
+        max(before.bytes_per_s, after.bytes_per_s),
+        {name: max(before.peaks[name], after.peaks[name]) for name in before.peaks.keys() & after.peaks},
+    )
+
+
 def mean(before: Limits, after: Limits) -> Limits:
     """Between two measurements: what held while the work between them was done."""
     return Limits(

@@ -243,8 +243,9 @@ def random_layer(
     gated: bool = True,
     unit_rows: int = 0,
     seed: int = 0,
+    filled: int | None = None,
 ) -> RandomLayer:
-    """Write a layer file of random experts."""
+    """Write a layer file of random experts. filled: only the first so many have weights, others zeros."""
     panel, down_panel = FORMATS[fmt], FORMATS[fmt.removesuffix("-order")]
     spec = _core.LayerSpec(
         layer_index=0,
@@ -260,7 +261,7 @@ def random_layer(
     made = []
     data = bytearray(spec.file_bytes)
     data[: len(spec.header())] = spec.header()
-    for e in range(experts):
+    for e in range(experts if filled is None else filled):
         order = rng.permutation(hidden).astype(np.uint32) if panel.k_permutation else None
         gate = random_matrix(rng, panel, intermediate, hidden, order) if gated else None
         up = random_matrix(rng, panel, intermediate, hidden, order)

@@ -479,15 +479,49 @@ def test_many_tokens_pass_in_chunks(tmp_path: Path):
         ("int4-bf16-g32", True, 2090),
         ("fp8-f32-32x128", True, 2090),
         ("fp8-f32-row", True, 2090),
+        ("bf16", True, 4800),
+        ("int4-bf16-g32", True, 9600),
+        ("fp8-f32-32x128", True, 4800),
     ],
 )
 def test_prompts_of_ungated_and_of_wide_layers(tmp_path: Path, fmt: str, gated: bool, hidden: int, isa: str):
-    # Without gates 64 neurons come at a time; 2090 inputs are more than a sweep takes at once.
+    # Without gates 64 neurons come at a time; 2090 inputs are more than a sweep takes at once. With 4800, or
+    # 9600 in int8, an expert's tokens have more than a cache holds: parts of them meet several blocks of
+    # outputs.
     layer = random_layer(tmp_path / "p.lsgb", fmt=fmt, hidden=hidden, intermediate=150, gated=gated)
     engine = _core.Engine(threads=2, isa=isa)
     kind = {} if gated else {"kind": _core.Activation.RELU2}
     handle = engine.add_layer(str(layer.path), **({} if gated else {"activation": _core.Activation.RELU2}))
     check(layer, engine, handle, 140, **kind)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("unit_rows", [32, 64])
+def test_one_task_may_have_more_blocks_than_meet_a_part_of_the_inputs(
+    tmp_path: Path, unit_rows: int, isa: str
+):
+    """256 experts leave a task all of an expert's units: five of 32 rows, or three with two blocks each."""
+    layer = random_layer(
+        tmp_path / "m.lsgb",
+        fmt="int4-bf16-g32",
+        hidden=2112,
+        intermediate=160,
+        experts=256,
+        unit_rows=unit_rows,
+        filled=1,
+    )
+    engine = _core.Engine(threads=2, isa=isa, activations="float")
+    handle = engine.add_layer(str(layer.path))
+    tokens = 250
+    rng = np.random.default_rng(3)
+    hidden = rng.normal(size=(tokens + 255, 2112)).astype(np.float32)
+    ids = np.concatenate([np.zeros(tokens), np.arange(1, 256)]).astype(np.int32)[:, None]
+    weights = rng.uniform(0.1, 1, size=ids.shape).astype(np.float32)
+    got = forward(engine, handle, hidden, ids, weights)
+    how = Rounding.BF16 if engine.isa == _core.Isa.AMX else Rounding.NONE
+    want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], how)
+    assert (np.abs(got[:tokens] - want) <= bound).all()
+    assert (got[tokens:] == 0).all()
 
 
 def test_bad_calls_are_refused(tmp_path: Path):

@@ -101,6 +101,14 @@ def test_a_changing_machine_is_noticed():
     assert not limits.steady(then, Limits(80.0, {peak: 800.0}))
 
 
+def test_the_best_of_two_measurements_decides():
+    ymm, zmm = Instruction.FMA_YMM, Instruction.FMA_ZMM
+    disturbed = Limits(90.0, {ymm: 500.0, zmm: 400.0})
+    found = limits.best(disturbed, Limits(80.0, {ymm: 450.0, zmm: 900.0}))
+    assert found == Limits(90.0, {ymm: 500.0, zmm: 900.0})
+    assert found.peak(FLOAT)[0] == zmm
+
+
 def test_cells_are_measured_and_saved(tmp_path: Path):
     scratch, saved = tmp_path / "scratch", tmp_path / "found.json"
     scratch.mkdir()
