@@ -244,9 +244,13 @@ def random_layer(
     unit_rows: int = 0,
     seed: int = 0,
     filled: int | None = None,
+    down_fmt: str | None = None,
 ) -> RandomLayer:
-    """Write a layer file of random experts. filled: only the first so many have weights, others zeros."""
-    panel, down_panel = FORMATS[fmt], FORMATS[fmt.removesuffix("-order")]
+    """Write a layer file of random experts.
+
+    filled: only the first so many have weights, others zeros. down_fmt: of down, where it is another.
+    """
+    panel, down_panel = FORMATS[fmt], FORMATS[(down_fmt or fmt).removesuffix("-order")]
     spec = _core.LayerSpec(
         layer_index=0,
         num_experts=experts,
@@ -385,16 +389,24 @@ def oracle(
     weights: npt.NDArray[np.float32],
     rounding: Rounding,
     *,
+    down_rounding: Rounding | None = None,
     kind: _core.Activation = _core.Activation.SILU,
     alpha: float = 1.0,
     limit: float = 0.0,
 ) -> tuple[F64, F64]:
-    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it."""
+    """(out, bound) [tokens, H]: what the engine must give, and how far off rounding can take it.
+
+    down_rounding: before the down projection, where that is another.
+    """
     out = np.zeros(hidden.shape, np.float64)
     bound = np.zeros(hidden.shape, np.float64)
     spec = layer.spec
+    down_rounding = down_rounding or rounding
     coarse = rounding == Rounding.COARSE_INT8
-    weight_error = U_BF16 if rounding == Rounding.BF16 and spec.gate_up.dtype != _core.Dtype.BF16 else 0.0
+
+    def weight_error(rounding: Rounding, panel: _core.PanelFormat) -> float:
+        return U_BF16 if rounding == Rounding.BF16 and panel.dtype != _core.Dtype.BF16 else 0.0
+
     terms = ids.shape[1] * (spec.intermediate_size + spec.num_units) + 8
     for t, (token_ids, token_weights) in enumerate(zip(ids, weights, strict=True)):
         magnitude = np.zeros(spec.hidden_size)
@@ -411,7 +423,7 @@ def oracle(
             else:
                 x = quantize_rows(x, 128 if coarse else 32)[0]
             # +8: dequantising a group, adding its sums, the bias. Integer sums are exact.
-            g_up = gamma(spec.hidden_size + 8) + weight_error
+            g_up = gamma(spec.hidden_size + 8) + weight_error(rounding, spec.gate_up)
             pre_up = up.value @ x + up.bias
             err_up = g_up * (np.abs(up.value) @ np.abs(x) + np.abs(up.bias))
             pre_gate, err_gate = None, np.zeros_like(err_up)
@@ -440,7 +452,7 @@ def oracle(
                     moved = np.maximum(moved, np.abs(shifted * w - act))
             units = 96 if kind == _core.Activation.SITU else 32
             err_act = 2 * moved + units * U * np.abs(act) + 1e-30
-            if rounding == Rounding.INT8:
+            if down_rounding == Rounding.INT8:
                 exact = act
                 act, step = quantize_rows(act.astype(np.float32))
                 # A rounding that the error can tip falls one step to either side; elsewhere only the step's
@@ -449,11 +461,11 @@ def oracle(
                 to_tie = np.abs(np.abs(position - np.trunc(position)) - 0.5) * step
                 largest_error = err_act.max() * 2
                 err_act = np.where(to_tie <= largest_error + 4 * U * np.abs(exact), step, 0) + largest_error
-            if rounding in (Rounding.BF16, Rounding.BF16_INPUTS):
+            if down_rounding in (Rounding.BF16, Rounding.BF16_INPUTS):
                 # The rounding of what the engine has, which is err_act off.
                 err_act += U_BF16 * (np.abs(act) + err_act)
-            err_act += weight_error * (np.abs(act) + err_act)
-            if coarse:
+            err_act += weight_error(down_rounding, spec.down) * (np.abs(act) + err_act)
+            if down_rounding == Rounding.COARSE_INT8:
                 # Half a step of the largest group; which values share one depends on where units are.
                 err_act += (np.abs(act).max() + err_act.max()) / 254
                 bound[t] += coarse_error(down, spec.down.dtype, aligned=False) @ (np.abs(act) + err_act)

@@ -49,26 +49,19 @@ def rounds_prompts(isa: _core.Isa, dtype: _core.Dtype) -> bool:
     return isa == _core.Isa.AMX or (isa == _core.Isa.BF16 and dtype not in INT8_WEIGHTS)
 
 
-def rounds(layer: RandomLayer, engine: _core.Engine, handle: int, tokens: int, top_k: int) -> bool:
-    """Whether a batch does."""
-    return rounds_prompts(engine.isa, layer.spec.gate_up.dtype) and not engine.in_one_pass(
-        handle, tokens, top_k
-    )
-
-
 def rounding(
-    layer: RandomLayer,
+    panel: _core.PanelFormat,
     engine: _core.Engine,
     handle: int,
     tokens: int,
     top_k: int,
     activations: str = "int8",
 ) -> Rounding:
-    """What the oracle must know of a batch, on an engine with such activations."""
-    dtype = layer.spec.gate_up.dtype
+    """What the oracle must know of a layer's panel and a batch, on an engine with such activations."""
+    dtype = panel.dtype
     int8 = activations == "int8"
-    if rounds(layer, engine, handle, tokens, top_k):
-        coarse = int8 and engine.isa == _core.Isa.AMX and has_coarse_int8(layer.spec.gate_up)
+    if rounds_prompts(engine.isa, dtype) and not engine.in_one_pass(handle, tokens, top_k):
+        coarse = int8 and engine.isa == _core.Isa.AMX and has_coarse_int8(panel)
         return Rounding.COARSE_INT8 if coarse else Rounding.BF16
     if int8 and multiplies_bf16(engine.isa, dtype):
         return Rounding.BF16_INPUTS
@@ -87,8 +80,11 @@ def check(
     hidden = rng.normal(size=(tokens, layer.spec.hidden_size)).astype(np.float32)
     ids, weights = routing(rng, tokens, layer.spec.num_experts, 3)
     got = forward(engine, handle, hidden, ids, weights)
-    how = rounding(layer, engine, handle, tokens, 3, activations)
-    want, bound = oracle(layer, hidden, ids, weights, how, **activation)
+    how, how_down = (
+        rounding(panel, engine, handle, tokens, 3, activations)
+        for panel in (layer.spec.gate_up, layer.spec.down)
+    )
+    want, bound = oracle(layer, hidden, ids, weights, how, down_rounding=how_down, **activation)
     excess = np.abs(got - want) / np.maximum(bound, 1e-30)
     assert np.isfinite(got).all()
     assert excess.max() <= 1, f"error {np.abs(got - want).max():.3g} is {excess.max():.3g} of the bound"
@@ -104,6 +100,29 @@ def test_shapes_and_batches(tmp_path: Path, fmt: str, activations: str, isa: str
         handle = engine.add_layer(str(layer.path))
         for tokens in TOKENS:
             check(layer, engine, handle, tokens, activations)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize(
+    ("fmt", "down_fmt"),
+    [
+        ("int4-bf16-g32", "bf16"),
+        ("bf16", "int4-f16-g128-zero"),
+        ("fp8-f32-32x128", "int8-bf16-g32"),
+        ("int8-f32-row-zero", "fp8-f32-row"),
+        ("nvfp4", "e5m2-bf16-g32"),
+        ("int4-f16-g128-zero-order", "mxfp4-bias"),
+    ],
+)
+def test_down_may_have_a_format_of_its_own(
+    tmp_path: Path, fmt: str, down_fmt: str, activations: str, isa: str
+):
+    engine = _core.Engine(threads=2, isa=isa, activations=activations)
+    layer = random_layer(tmp_path / "d.lsgb", fmt=fmt, down_fmt=down_fmt, hidden=97, intermediate=150)
+    handle = engine.add_layer(str(layer.path))
+    for tokens in (1, 4, 16, 129):
+        check(layer, engine, handle, tokens, activations)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -260,8 +279,9 @@ def test_same_bits_on_every_level_and_thread_count(tmp_path: Path, fmt: str, act
             for threads in (1, 2, 5):
                 engine = _core.Engine(threads=threads, isa=isa, activations=activations)
                 handle = engine.add_layer(str(layer.path))
-                own = rounds(layer, engine, handle, tokens, 4)
-                own |= activations == "int8" and multiplies_bf16(engine.isa, layer.spec.gate_up.dtype)
+                dtype = layer.spec.gate_up.dtype
+                own = rounds_prompts(engine.isa, dtype) and not engine.in_one_pass(handle, tokens, 4)
+                own |= activations == "int8" and multiplies_bf16(engine.isa, dtype)
                 got = forward(engine, handle, hidden, ids, weights).tobytes()
                 results.setdefault(isa if own else "", set()).add(got)
         assert all(len(same) == 1 for same in results.values())
@@ -392,7 +412,7 @@ def test_half_precision_hidden_states(tmp_path: Path, dtype: str, unit_roundoff:
         ids, weights = routing(rng, tokens, 4, 2)
         got = forward(engine, handle, bits, ids, weights, dtype)
         got_value = bf16_value(got) if dtype == "bf16" else got.view(np.float16).astype(np.float64)
-        how = rounding(layer, engine, handle, tokens, ids.shape[1])
+        how = rounding(layer.spec.gate_up, engine, handle, tokens, ids.shape[1])
         want, bound = oracle(layer, exact.astype(np.float32), ids, weights, how)
         # Rounding to 8 (11) significant bits is off by at most 2⁻⁸ (2⁻¹¹) of the value, f16's subnormals by
         # 2⁻²⁵.
@@ -412,7 +432,7 @@ def test_padding_routes_nowhere(tmp_path: Path):
     ids[7, 1] = -1
     for tokens in (8, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        how = rounding(layer, engine, handle, tokens, ids.shape[1])
+        how = rounding(layer.spec.gate_up, engine, handle, tokens, ids.shape[1])
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], how)
         assert not got[5].any()
         assert (np.abs(got - want) <= bound).all()
@@ -430,7 +450,7 @@ def test_an_expert_named_twice_counts_with_both_weights(tmp_path: Path):
     ids[::2, 2] = ids[::2, 0]
     for tokens in (1, 7, 140):
         got = forward(engine, handle, hidden[:tokens], ids[:tokens], weights[:tokens])
-        how = rounding(layer, engine, handle, tokens, 3)
+        how = rounding(layer.spec.gate_up, engine, handle, tokens, 3)
         want, bound = oracle(layer, hidden[:tokens], ids[:tokens], weights[:tokens], how)
         assert (np.abs(got - want) <= bound).all()
 
