@@ -67,7 +67,7 @@ test: build  ## The whole test suite; `make test PYTEST_ADDOPTS="-m 'not server'
 SANITIZE := cmake -G Ninja -DCMAKE_BUILD_TYPE=Debug -DLSG_TESTS=ON \
 	-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 RUNTIMES = $(shell for n in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$n.so; done)
-sanitize: setup view  ## The core under ASan and UBSan, the thread pool under ThreadSanitizer: about ten minutes
+sanitize: setup view  ## The core under ASan and UBSan, the thread pool under ThreadSanitizer: about twenty minutes
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/asan \
 		-DCMAKE_CXX_FLAGS="-O2 -D_GLIBCXX_ASSERTIONS -fsanitize=address,undefined -fno-sanitize-recover=undefined" && cmake --build build/asan
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(SANITIZE) -B build/tsan -DCMAKE_CXX_FLAGS="-O2 -fsanitize=thread" && \
