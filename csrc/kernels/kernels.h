@@ -164,9 +164,9 @@ struct SweepKernels {
                int k_tiles) const;
 };
 
-// The kernels for a weight format, by activation precision. int8 is null where only f32 exists.
-// The sweeps give the same bits as the kernel beside them, unless the level's README says
-// otherwise.
+// The kernels for a weight format, by activation precision. int8 is null where only f32 exists, and
+// so is int8_sweep, which fp8 has on AMX without the kernel. The sweeps give the same bits as the
+// kernel beside them, unless the level's README says otherwise.
 struct PanelKernels {
   PanelInt8Fn int8 = nullptr;
   PanelFloatFn f32 = nullptr;
