@@ -133,7 +133,7 @@ void RegisterLevel(Isa isa) {
                                      RunInt8(state, kernels, panel.int8, each.format, tokens);
                                    });
     }
-    const SweepKernels* sweep = panel.int8_sweep ? panel.int8_sweep : panel.f32_sweep;
+    const SweepKernels* sweep = &panel.sweep();
     for (int tokens : {8, 32, 128}) {
       std::string name = "sweep/";
       name.append(each.name).append(level).append("/tokens:").append(std::to_string(tokens));

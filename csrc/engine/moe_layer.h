@@ -37,8 +37,8 @@ class MoeLayer {
   // Whether the panel takes int8 inputs; otherwise they are float, which a kernel may round.
   bool int8_gate_up() const { return gate_up_.int8 != nullptr; }
   bool int8_down() const { return down_.int8 != nullptr; }
-  const SweepKernels& gate_up_sweep() const { return Sweep(gate_up_); }
-  const SweepKernels& down_sweep() const { return Sweep(down_); }
+  const SweepKernels& gate_up_sweep() const { return gate_up_.sweep(); }
+  const SweepKernels& down_sweep() const { return down_.sweep(); }
 
   int num_experts() const { return static_cast<int>(spec().geometry().num_experts); }
   int hidden_size() const { return static_cast<int>(spec().geometry().hidden_size); }
@@ -81,9 +81,6 @@ class MoeLayer {
   const uint32_t* InputOrder(int expert) const;
 
  private:
-  static const SweepKernels& Sweep(const PanelKernels& kernels) {
-    return kernels.int8_sweep != nullptr ? *kernels.int8_sweep : *kernels.f32_sweep;
-  }
   template <typename T>
   const T* TableAt(uint64_t offset) const {
     return reinterpret_cast<const T*>(memory_.table() + offset);

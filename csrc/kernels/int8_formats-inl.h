@@ -108,6 +108,12 @@ struct Fp8Magnitude {
   }
 };
 
+// Magnitudes with the codes' signs.
+inline __m512i WithSigns(__m512i codes, __m512i magnitudes) {
+  return _mm512_mask_sub_epi8(magnitudes, _mm512_movepi8_mask(codes), _mm512_setzero_si512(),
+                              magnitudes);
+}
+
 // 8-bit floats in 127ths of one magnitude.
 template <int kExponentBits>
 class Fp8As127ths {
@@ -119,9 +125,7 @@ class Fp8As127ths {
         high_(_mm512_load_si512(kTables[largest].at + 64)) {}
 
   __m512i Rounded(__m512i codes) const {
-    const __m512i magnitudes = _mm512_permutex2var_epi8(low_, codes, high_);
-    return _mm512_mask_sub_epi8(magnitudes, _mm512_movepi8_mask(codes), _mm512_setzero_si512(),
-                                magnitudes);
+    return WithSigns(codes, _mm512_permutex2var_epi8(low_, codes, high_));
   }
 
  private:
@@ -171,8 +175,7 @@ class Fp8Integers {
     const __m512i magnitudes = _mm512_packs_epi16(
         _mm512_mulhrs_epi16(_mm512_unpacklo_epi8(low_bytes, high_bytes), factors.low),
         _mm512_mulhrs_epi16(_mm512_unpackhi_epi8(low_bytes, high_bytes), factors.high));
-    return _mm512_mask_sub_epi8(magnitudes, _mm512_movepi8_mask(codes), _mm512_setzero_si512(),
-                                magnitudes);
+    return WithSigns(codes, magnitudes);
   }
 
  private:

@@ -173,6 +173,8 @@ struct PanelKernels {
   const SweepKernels* int8_sweep = nullptr;
   const SweepKernels* f32_sweep = nullptr;
   PanelFloatFn bf16 = nullptr;  // as f32, inputs rounded to bf16; null where that gains nothing
+
+  const SweepKernels& sweep() const { return int8_sweep != nullptr ? *int8_sweep : *f32_sweep; }
 };
 
 struct Kernels {

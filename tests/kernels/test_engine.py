@@ -182,12 +182,17 @@ def identity_layer(path: Path) -> RandomLayer:
     """One expert whose gate, up and down are the identity: what comes out is the activation alone."""
     layer = random_layer(path, fmt="bf16", hidden=64, intermediate=64, experts=1)
     one = _core.Matrix(np.where(np.eye(64), 0x3F80, 0).astype(np.uint16))
+    replace_records(layer, one, one, one)
+    return layer
+
+
+def replace_records(layer: RandomLayer, gate: _core.Matrix, up: _core.Matrix, down: _core.Matrix) -> None:
+    """Those of its first expert, in the file; what its table holds stays."""
     data = bytearray(layer.path.read_bytes())
-    for unit, record in enumerate(_core.pack_expert(layer.spec, one, one, one)):
+    for unit, record in enumerate(_core.pack_expert(layer.spec, gate, up, down)):
         at = layer.spec.record_offset(unit, 0)
         data[at : at + len(record)] = record.tobytes()
     layer.path.write_bytes(data)
-    return layer
 
 
 @pytest.mark.skipif("amx" not in ISAS, reason="other levels keep fp8 or round it to bf16")
@@ -205,11 +210,7 @@ def test_prompts_round_each_fp8_weight_to_a_step_of_its_own_output(tmp_path: Pat
     }[panel.scale_dtype]
     identity = _core.Matrix(np.where(np.eye(128), one, 0).astype(np.uint8), ones)
     down = random_matrix(np.random.default_rng(5), panel, 128, 128)
-    data = bytearray(layer.path.read_bytes())
-    for unit, record in enumerate(_core.pack_expert(layer.spec, identity, identity, down.packed)):
-        at = layer.spec.record_offset(unit, 0)
-        data[at : at + len(record)] = record.tobytes()
-    layer.path.write_bytes(data)
+    replace_records(layer, identity, identity, down.packed)
     engine = _core.Engine(threads=1, isa="amx")
     handle = engine.add_layer(str(layer.path))
     hidden = 2 * np.eye(128, dtype=np.float32)
