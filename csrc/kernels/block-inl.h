@@ -221,7 +221,8 @@ class ScaleWalk {
   // To the tile before the next block's first.
   void BeginBlock() { tiles_left_ = 0; }
 
-  void Next() {
+  // Always inline, or what else is in a file decides whether it is: 2 % of 64 tokens (AVX2, int4).
+  [[gnu::always_inline]] void Next() {
     if (kGroups == 1 && --tiles_left_ > 0) return;
     tiles_left_ = panel_.tiles_per_scale;
     group_ += kGroups;

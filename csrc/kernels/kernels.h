@@ -5,6 +5,7 @@
 // padded sizes: outputs in blocks of 64, inputs in tiles of 32. See README.md beside this file.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -104,8 +105,8 @@ struct ByteRange {
   const uint8_t* end;
 };
 
-// Weights that come after these: a sweep brings them to L2 meanwhile, a few lines at a time,
-// because more than a core can wait for would hold up its other loads.
+// Weights that come after these: a sweep brings them to L2 meanwhile, as evenly as it can, because
+// more lines than a core can wait for would hold up its other loads.
 class Upcoming {
  public:
   Upcoming() = default;
@@ -113,14 +114,14 @@ class Upcoming {
     if (count > 0) at_ = ranges->begin;
   }
 
-  // Lines to fetch in each of `steps` steps so that all are under way at the end.
-  int PerStep(int64_t steps) const {
-    int64_t lines = 0;
-    for (const ByteRange* r = range_; r < end_; ++r) lines += (r->end - r->begin) / kLineBytes + 1;
-    return static_cast<int>((lines + steps - 1) / (steps > 0 ? steps : 1));
+  // All lines are under way after so many calls of Fetch.
+  void SpreadOver(int64_t steps) {
+    lines_ = 0;
+    for (const ByteRange* r = range_; r < end_; ++r) lines_ += (r->end - r->begin) / kLineBytes + 1;
+    steps_ = std::max<int64_t>(steps, 1);
   }
-  void Fetch(int lines) {
-    for (; lines > 0 && range_ < end_; --lines) {
+  void Fetch() {
+    for (due_ += lines_; due_ >= steps_ && range_ < end_; due_ -= steps_) {
       __builtin_prefetch(at_, 0, 2);
       at_ += kLineBytes;
       if (at_ >= range_->end && ++range_ < end_) at_ = range_->begin;
@@ -131,6 +132,8 @@ class Upcoming {
   const ByteRange* range_ = nullptr;
   const ByteRange* end_ = nullptr;
   const uint8_t* at_ = nullptr;
+  int64_t lines_ = 0, steps_ = 1;
+  int64_t due_ = 0;  // of a line, in steps_
 };
 
 // Many tokens through one panel: weights are unpacked once, into cache, and meet every token there.

@@ -16,6 +16,8 @@ namespace {
 using TileWeights = Bf16Weights<kWeightTiles>;
 // Tiles of inputs swept at once: as bf16 their weights for 32 outputs take 128 KiB of L2.
 constexpr int kAmxSweepTiles = 64;
+// What is swept next is fetched between products: as a burst it held up their loads.
+constexpr int kFetchesPerStep = 4;
 // Where only one turn needs the weights, they go round in this many places, and stay in L1.
 constexpr int kRingTiles = 4;
 
@@ -34,10 +36,11 @@ inline void ConfigureTiles(int rows) {
 }
 
 // 32 outputs of up to 16 tokens, or of 17 to 32 where kLower: sums stay in tiles through all
-// inputs. `weights(k)` gives a tile of inputs' weights.
+// inputs. `weights(k)` gives a tile of inputs' weights; between products what is swept next is
+// fetched.
 template <bool kLower, class WeightsOf>
 void MultiplyBf16(int k_tiles, const uint8_t* codes, int64_t tile_bytes, float* y,
-                  ptrdiff_t y_stride, const WeightsOf& weights) {
+                  ptrdiff_t y_stride, const WeightsOf& weights, Upcoming& next) {
   constexpr int kRowBytes = kTileK * 2;
   const ptrdiff_t y_bytes = y_stride * static_cast<ptrdiff_t>(sizeof(float));
   float* y1 = y + kTileRows * y_stride;
@@ -50,15 +53,19 @@ void MultiplyBf16(int k_tiles, const uint8_t* codes, int64_t tile_bytes, float* 
   for (int k = 0; k < k_tiles; ++k, codes += tile_bytes) {
     const TileWeights* w = weights(k);
     LSG_TILE_LOAD_FAR(6, w->pairs[0], kLineBytes);
+    next.Fetch();
     LSG_TILE_LOAD_FAR(4, codes, kRowBytes);
     LSG_TILE_DOT_BF16(0, 4, 6);
+    next.Fetch();
     LSG_TILE_LOAD_FAR(7, w->pairs[1], kLineBytes);
     LSG_TILE_DOT_BF16(1, 4, 7);
+    next.Fetch();
     if constexpr (kLower) {
       LSG_TILE_LOAD_FAR(5, codes + kTileRows * kRowBytes, kRowBytes);
       LSG_TILE_DOT_BF16(2, 5, 6);
       LSG_TILE_DOT_BF16(3, 5, 7);
     }
+    next.Fetch();
   }
   LSG_TILE_STORE(0, y, y_bytes);
   LSG_TILE_STORE(1, y + kTileN, y_bytes);
@@ -78,7 +85,7 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
   const uint8_t* codes = x.codes + first_tile * tile_bytes;
   const int k_tiles = TilesOf(runs, count);
   const int64_t steps = int64_t{kTilesPerBlock / kWeightTiles} * Turns(x.rows, kRows) * k_tiles;
-  const int fetch = next.PerStep(steps);
+  next.SpreadOver(steps * kFetchesPerStep);
   const int mask = x.rows > kRows ? -1 : kRingTiles - 1;
   int configured = 0;
   for (int t = 0; t < kTilesPerBlock; t += kWeightTiles) {
@@ -86,14 +93,10 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
     Unpacker<Format, kGroups, kWeightTiles> unpacker(runs, t);
     unpacker.Next(unpacked);
     const auto unpack = [&](int k) {
-      next.Fetch(fetch);
       if (k + 1 < k_tiles) unpacker.Next(unpacked + ((k + 1) & mask));
       return unpacked + (k & mask);
     };
-    const auto keep = [&](int k) {
-      next.Fetch(fetch);
-      return unpacked + k;
-    };
+    const auto keep = [&](int k) { return unpacked + k; };
     for (int m = 0; m < x.rows; m += kRows) {
       const int rows = x.rows - m < kRows ? x.rows - m : kRows;
       if (rows != configured) ConfigureTiles(rows);
@@ -102,13 +105,13 @@ void SweepBf16(const WeightRun* runs, int count, const PackedRows& x, int first_
       float* sums = y + m * y_stride + t * kTileN;
       const bool lower = rows > kTileRows;
       if (m == 0 && lower) {
-        MultiplyBf16<true>(k_tiles, inputs, tile_bytes, sums, y_stride, unpack);
+        MultiplyBf16<true>(k_tiles, inputs, tile_bytes, sums, y_stride, unpack, next);
       } else if (m == 0) {
-        MultiplyBf16<false>(k_tiles, inputs, tile_bytes, sums, y_stride, unpack);
+        MultiplyBf16<false>(k_tiles, inputs, tile_bytes, sums, y_stride, unpack, next);
       } else if (lower) {
-        MultiplyBf16<true>(k_tiles, inputs, tile_bytes, sums, y_stride, keep);
+        MultiplyBf16<true>(k_tiles, inputs, tile_bytes, sums, y_stride, keep, next);
       } else {
-        MultiplyBf16<false>(k_tiles, inputs, tile_bytes, sums, y_stride, keep);
+        MultiplyBf16<false>(k_tiles, inputs, tile_bytes, sums, y_stride, keep, next);
       }
     }
   }

@@ -51,7 +51,7 @@ struct alignas(64) GroupSums {
   int first, end;  // rows that no other block has
 };
 
-inline void MultiplyGroup(const uint8_t* codes, GroupSums& sums) {
+inline void MultiplyGroup(const uint8_t* codes) {
   LSG_TILE_ZERO(0);
   LSG_TILE_ZERO(1);
   LSG_TILE_LOAD_FAR(2, codes, kScaleInputs);
@@ -60,19 +60,26 @@ inline void MultiplyGroup(const uint8_t* codes, GroupSums& sums) {
   LSG_TILE_LOAD_FAR(3, codes + kProductBytes, kScaleInputs);
   LSG_TILE_DOT_INT8(0, 3, 6);
   LSG_TILE_DOT_INT8(1, 3, 7);
+}
+
+inline void StoreProducts(GroupSums& sums) {
   LSG_TILE_STORE(0, sums.at[0], kLineBytes);
   LSG_TILE_STORE(1, sums.at[1], kLineBytes);
 }
 
-// y += the products times their scales.
+// y += the products times their scales. What the loop needs is read before it: for all the compiler
+// knows, every store to y changes `sums`.
 inline void AddScaled(const GroupSums& sums, ptrdiff_t y_stride) {
   const __m512 scales[kWeightTiles] = {_mm512_load_ps(sums.weights->scales[0]),
                                        _mm512_load_ps(sums.weights->scales[1])};
-  for (int r = sums.first; r < sums.end; ++r) {
-    const __m512 x_scale = _mm512_set1_ps(sums.x_scales[r]);
-    float* y = sums.y + r * y_stride;
+  const auto* products = sums.at;
+  const float* x_scales = sums.x_scales;
+  const int end = sums.end;
+  float* y = sums.y + sums.first * y_stride;
+  for (int r = sums.first; r < end; ++r, y += y_stride) {
+    const __m512 x_scale = _mm512_set1_ps(x_scales[r]);
     for (int t = 0; t < kWeightTiles; ++t) {
-      const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(sums.at[t][r]));
+      const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(products[t][r]));
       const __m512 before = _mm512_loadu_ps(y + t * kTileN);
       _mm512_storeu_ps(y + t * kTileN,
                        _mm512_fmadd_ps(value, _mm512_mul_ps(scales[t], x_scale), before));
@@ -92,9 +99,10 @@ void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int firs
   const int blocks = Turns(x.rows, kTileRows);
   const int rows = Turns(x.rows, blocks);
   ConfigureGroupTiles(rows);
-  const int fetch = next.PerStep(int64_t{kTilesPerBlock / kWeightTiles} * blocks * groups);
+  next.SpreadOver(int64_t{kTilesPerBlock / kWeightTiles} * blocks * groups * kFetchesPerStep);
   // The vector units work on the last block's sums and the next group's weights while the matrix
-  // unit multiplies.
+  // unit multiplies; its products are stored last, because stores that wait leave no room for what
+  // could go on.
   GroupWeights weights[2];
   GroupSums sums[2];
   int at = 0;
@@ -104,18 +112,22 @@ void SweepGroups(const WeightRun* runs, int count, const PackedRows& x, int firs
     for (int g = 0; g < groups; ++g) {
       HoldWeights(weights[g & 1]);
       for (int block = 0; block < blocks; ++block, at ^= 1) {
-        next.Fetch(fetch);
+        next.Fetch();
         const int begin = std::min(block * rows, x.rows - rows);
         const int64_t row = int64_t{g} * x.rows + begin;
         GroupSums& mine = sums[at];
-        MultiplyGroup(codes + row * kScaleInputs, mine);
+        MultiplyGroup(codes + row * kScaleInputs);
+        next.Fetch();
         mine.weights = &weights[g & 1];
         mine.x_scales = x_scales + row;
         mine.y = y + begin * y_stride + t * kTileN;
         mine.first = block * rows - begin;
         mine.end = rows;
         if (g + block > 0) AddScaled(sums[at ^ 1], y_stride);
+        next.Fetch();
         if (block == 0 && g + 1 < groups) unpacker.Next(&weights[(g + 1) & 1]);
+        next.Fetch();
+        StoreProducts(mine);
       }
     }
     AddScaled(sums[at ^ 1], y_stride);

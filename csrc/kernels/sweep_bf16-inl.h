@@ -105,7 +105,7 @@ void SweepPieces(const WeightRun* runs, const ScaledTiles* pieces, int count, co
   const BlockWeights* weights[kSweepTiles];
   const uint8_t* codes = x.codes + int64_t{first_tile} * x.rows * kRowBytes;
   const int turns = Turns(x.rows, kBf16SweepTokens);
-  const int fetch = next.PerStep(int64_t{turns} * pieces[count - 1].end);
+  next.SpreadOver(int64_t{turns} * pieces[count - 1].end);
   Unpacker<Format, 1, kTilesPerBlock> unpacker(runs, 0);
   ForTokens<kBf16SweepTokens>(x.rows, [&]<int M>(int m) {
     const auto multiply = [&](const auto& weights_of) {
@@ -117,12 +117,12 @@ void SweepPieces(const WeightRun* runs, const ScaledTiles* pieces, int count, co
     if (m == 0) {
       // Unpacking, waiting for memory and multiplying overlap.
       multiply([&](int k) {
-        next.Fetch(fetch);
+        next.Fetch();
         return weights[k] = unpacker.Next(unpacked + k);
       });
     } else {
       multiply([&](int k) {
-        next.Fetch(fetch);
+        next.Fetch();
         return weights[k];
       });
     }

@@ -109,10 +109,10 @@ void MultiplyFloat(const uint8_t* weights, int k_tiles, const PackedRows& rows, 
                    float* y, ptrdiff_t y_stride, Upcoming next) {
   constexpr int kPerGroup = kTileK / kGroups;
   const auto* in = reinterpret_cast<const FloatWeights<kGroups>*>(weights);
-  const int lines = next.PerStep(int64_t{k_tiles} * kGroups);
+  next.SpreadOver(int64_t{k_tiles} * kGroups);
   for (int k = 0; k < k_tiles; ++k, ++in) {
     for (int g = 0; g < kGroups; ++g) {
-      next.Fetch(lines);
+      next.Fetch();
       const float* x = reinterpret_cast<const float*>(rows.codes) +
                        int64_t{first_tile + k} * rows.rows * kTileK + g * kPerGroup;
       for (int n = 0; n < kBlockN; n += kSweepVectors * Simd::kLanes) {

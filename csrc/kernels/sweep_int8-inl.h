@@ -156,7 +156,7 @@ void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_
   constexpr int kTiles = kOverlap ? kOutputs / kTileN : kTilesPerBlock;
   const int k_tiles = TilesOf(runs, count);
   const int64_t turns = Turns(x.rows, kInt8SweepTokens);
-  const int lines = next.PerStep(turns * kBlockN / kOutputs);
+  next.SpreadOver(turns * kBlockN / kOutputs);
   const WeightRun* run = runs;
   int k_of_run = 0;
   const auto unpack = [&](int k, int first) {
@@ -172,7 +172,7 @@ void SweepInt8(const WeightRun* runs, int count, const PackedRows& x, int first_
     const auto unpack_next = [&](int k) { return unpack(k, n / kTileN); };
     const auto keep = [&](int k) { return unpacked + k; };
     ForTokens<kInt8SweepTokens>(x.rows, [&]<int M>(int m) {
-      next.Fetch(lines);
+      next.Fetch();
       const auto multiply = [&](const auto& weights) {
         MultiplyInt8Tokens<Weight, kGroups, kZeroPoints, M>(k_tiles, n, codes + m * kTileK,
                                                             metas + m, x.rows, y + m * y_stride + n,
