@@ -126,8 +126,14 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
   constexpr size_t kTileBytes = TileBytes(Weight::kBits);
   constexpr int kInputs = 32 / Weight::kBits;  // of a line
   constexpr int kLines = kTileK / kInputs;
-  // Decoding a weight takes as long as reading it, but for bf16.
-  const bool few = std::is_same_v<Weight, Bf16Weight> && panel.few_fetches;
+  // Decoding a weight takes as long as reading it, but for bf16 in long vectors; in short ones bf16
+  // came with 20 instead of 28 GB/s to two Zen 3 cores.
+  const bool few = std::is_same_v<Weight, Bf16Weight> && Simd::kLanes == 16 && panel.few_fetches;
+  // Vectors of outputs that are summed side by side: so lines are read in order, and one or two
+  // tokens have sums enough to wait for.
+  constexpr int kV = kParts == 2 && M <= 2 ? kParts : 1;
+  // More tokens' sums would not fit the registers of short vectors.
+  constexpr bool kUnrolled = Simd::kLanes == 16 && M <= 2;
   constexpr size_t kStep = kTilesPerBlock * kTileBytes;
   const uint8_t* codes = panel.codes;
   Ahead ahead(panel, kStep);
@@ -141,33 +147,57 @@ void FloatPanel(const Panel& panel, const float* const* x, float* const* y, bool
       const uint8_t* fetch = ahead.Step(kStep);
       for (int t = 0; t < kTilesPerBlock; ++t, codes += kTileBytes, fetch += kTileBytes) {
         PrefetchLines(fetch, kTileBytes, few);
-        for (int part = 0; part < kParts; ++part) {
-          const int n = t * kTileN + part * Simd::kLanes;
+        for (int part = 0; part < kParts; part += kV) {
+          const auto output = [&](int v) { return t * kTileN + (part + v) * Simd::kLanes; };
           for (int g = 0; g < kGroups; ++g) {
-            Simd::F zero_point = Simd::Zero();
-            if constexpr (Weight::kZeroPoints) zero_point = Simd::Load(scales.ZeroPoint(g) + n);
+            Simd::F zero_point[kV];
+            for (int v = 0; v < kV; ++v) {
+              zero_point[v] =
+                  Weight::kZeroPoints ? Simd::Load(scales.ZeroPoint(g) + output(v)) : Simd::Zero();
+            }
             // Two sums a token halve the chain of dependent additions.
-            Simd::F even[M], odd[M];
-            for (int m = 0; m < M; ++m) even[m] = odd[m] = Simd::Zero();
-            for (int line = g * kLines / kGroups; line < (g + 1) * kLines / kGroups; ++line) {
-              Simd::F w[kInputs];
-              Weight::Decode(Simd::LoadBits(codes + line * kLineBytes + part * Simd::kLanes * 4),
-                             zero_point, w);
-              for (int m = 0; m < M; ++m) {
-                const float* inputs = x[m] + k_tile * kTileK + line * kInputs;
-                for (int i = 0; i < kInputs; i += 2) {
-                  even[m] = Simd::Fma(w[i], Simd::Set1(inputs[i]), even[m]);
-                  odd[m] = Simd::Fma(w[i + 1], Simd::Set1(inputs[i + 1]), odd[m]);
+            Simd::F sum[M][kV][2];
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) {
+              for (int v = 0; v < kV; ++v) sum[m][v][0] = sum[m][v][1] = Simd::Zero();
+            }
+            const auto multiply = [&](int line) {
+              Simd::F w[kV][kInputs];
+              for (int v = 0; v < kV; ++v) {
+                const int at = line * kLineBytes + (part + v) * Simd::kLanes * 4;
+                Weight::Decode(Simd::LoadBits(codes + at), zero_point[v], w[v]);
+              }
+              const float* inputs[M];
+              for (int m = 0; m < M; ++m) inputs[m] = x[m] + k_tile * kTileK + line * kInputs;
+              // Unrolled, or the sums would not stay in registers.
+#pragma GCC unroll 8
+              for (int i = 0; i < kInputs; ++i) {
+#pragma GCC unroll 4
+                for (int m = 0; m < M; ++m) {
+                  const Simd::F input = Simd::Set1(inputs[m][i]);
+                  for (int v = 0; v < kV; ++v) {
+                    sum[m][v][i % 2] = Simd::Fma(w[v][i], input, sum[m][v][i % 2]);
+                  }
                 }
               }
+            };
+            constexpr int kGroupLines = kLines / kGroups;
+            if constexpr (kUnrolled) {
+#pragma GCC unroll 16
+              for (int i = 0; i < kGroupLines; ++i) multiply(g * kGroupLines + i);
+            } else {
+              for (int i = 0; i < kGroupLines; ++i) multiply(g * kGroupLines + i);
             }
+#pragma GCC unroll 4
             for (int m = 0; m < M; ++m) {
-              Simd::F& sum = sums.at[m][t][part];
-              const Simd::F tile = Simd::Add(even[m], odd[m]);
-              if constexpr (Weight::kScaled) {
-                sum = Simd::Fma(tile, Simd::Load(scales.Scale(g) + n), sum);
-              } else {
-                sum = Simd::Add(sum, tile);
+              for (int v = 0; v < kV; ++v) {
+                Simd::F& total = sums.at[m][t][part + v];
+                const Simd::F tile = Simd::Add(sum[m][v][0], sum[m][v][1]);
+                if constexpr (Weight::kScaled) {
+                  total = Simd::Fma(tile, Simd::Load(scales.Scale(g) + output(v)), total);
+                } else {
+                  total = Simd::Add(total, tile);
+                }
               }
             }
           }
