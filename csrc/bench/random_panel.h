@@ -39,8 +39,10 @@ struct RandomPanel {
       : code_bytes(size_t{1} * blocks * kBlockN * k_tiles * kTileK * BitsOf(format.dtype) / 8),
         codes(code_bytes) {
     std::minstd_rand random(1);
+    const bool fp8 = format.dtype == Dtype::kFp8E4m3 || format.dtype == Dtype::kFp8E5m2;
+    const uint8_t exponent = fp8 ? 0x40 : 0;
     for (size_t i = 0; i < code_bytes; ++i) {
-      codes.data()[i] = static_cast<uint8_t>(random() >> 8) & 0x77 | 0x40;
+      codes.data()[i] = (static_cast<uint8_t>(random() >> 8) & 0x77) | exponent;
     }
     const bool scaled = format.scale_dtype != ScaleDtype::kNone;
     const int groups = scaled ? k_tiles * kTileK / static_cast<int>(format.scale_k) : 0;
